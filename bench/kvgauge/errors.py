@@ -1,0 +1,41 @@
+"""Failures that the command line turns into one line and an exit code."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """The command contract: what a caller may rely on."""
+
+    DONE = 0
+    INTERNAL = 1
+    USER = 2
+    NOT_COMPARABLE = 3
+    REGRESSION = 4
+    INCOMPLETE = 5
+    INTERRUPTED = 130
+
+
+class UserError(Exception):
+    """The user's input or machine is wrong; the message says what, where and what would be right."""
+
+
+class UnsupportedLayout(UserError):
+    """A model whose cache layout is not known: refused by the field that says so, never guessed."""
+
+    def __init__(self, field: str, value: object, hint: str = "") -> None:
+        text = f"unsupported layout: {field}={_short(value)}"
+        super().__init__(f"{text} ({hint})" if hint else text)
+        self.field = field
+        self.value = value
+
+
+class NotComparable(Exception):
+    """Two results that must not be compared, or nothing to compare with; exit code 3."""
+
+
+def _short(value: object, limit: int = 80) -> str:
+    # The value comes from a hostile file: one line, printable, bounded.
+    text = ascii(value) if not isinstance(value, str) else ascii(value)[1:-1]
+    return text if len(text) <= limit else text[: limit - 3] + "..."
