@@ -25,7 +25,7 @@ class UnsupportedLayout(UserError):
     """A model whose cache layout is not known: refused by the field that says so, never guessed."""
 
     def __init__(self, field: str, value: object, hint: str = "") -> None:
-        text = f"unsupported layout: {field}={_short(value)}"
+        text = f"unsupported layout: {field}={short(value)}"
         super().__init__(f"{text} ({hint})" if hint else text)
         self.field = field
         self.value = value
@@ -35,7 +35,10 @@ class NotComparable(Exception):
     """Two results that must not be compared, or nothing to compare with; exit code 3."""
 
 
-def _short(value: object, limit: int = 80) -> str:
-    # The value comes from a hostile file: one line, printable, bounded.
-    text = ascii(value) if not isinstance(value, str) else ascii(value)[1:-1]
+def short(value: object, limit: int = 80) -> str:
+    """A value from a hostile file as message text: one line, printable, bounded."""
+    try:
+        text = ascii(value)[1:-1] if isinstance(value, str) else ascii(value)
+    except (RecursionError, ValueError):  # nested too deeply, or an integer too long to print
+        text = f"a {type(value).__name__}"
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -58,6 +58,4 @@ def kv_format(name: str) -> KVFormat:
     try:
         return FORMATS[name]
     except KeyError:
-        raise UserError(
-            f"unknown KV format {name!r}: one of {', '.join(FORMATS)}"
-        ) from None
+        raise UserError(f"unknown KV format {name!r}: one of {', '.join(FORMATS)}") from None

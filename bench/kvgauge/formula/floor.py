@@ -1,0 +1,38 @@
+"""The least time that arithmetic allows: the roofline, summed over operations.
+
+Williams, Waterman, Patterson, "Roofline: an insightful visual performance model", CACM 52(4), 2009.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from kvgauge.formula.moved import Operation
+
+Bound = Literal["memory", "compute"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What a device gives: bytes and floating-point operations a second, and who says so."""
+
+    read_bytes_per_s: float
+    flops_per_s: float
+    source: Literal["probe", "datasheet"]
+
+
+def floor_s(operations: Sequence[Operation], rates: Rates) -> float:
+    """Seconds: the sum over operations of max(bytes / bandwidth, FLOPs / rate)."""
+    return sum(max(*_times(op, rates)) for op in operations)
+
+
+def bound(operations: Sequence[Operation], rates: Rates) -> Bound:
+    """What most of the floor is made of."""
+    memory = sum(m for m, c in (_times(op, rates) for op in operations) if m >= c)
+    return "memory" if memory * 2 >= floor_s(operations, rates) else "compute"
+
+
+def _times(op: Operation, rates: Rates) -> tuple[float, float]:
+    return op.moved_bytes / rates.read_bytes_per_s, op.flops / rates.flops_per_s

@@ -1,0 +1,72 @@
+"""Models known by name: their architecture facts in one table, no file needed.
+
+Source: the public config.json of each model; the tests hold every line against a copy of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kvgauge.shapes.plain import Plain
+from kvgauge.shapes.types import ModelShape
+
+
+def _mixture(facts: Plain, experts: int, active: int, expert_ffn: int) -> Plain:
+    return replace(facts, experts=experts, active_experts=active, expert_ffn=expert_ffn)
+
+
+_STARCODER2 = Plain(
+    32, 4608, 36, 4, 128, 18432, 49152, tied=True, window=4096, qkv_bias=True, out_bias=True,
+    mlp_bias=True, gated=False, norm_bias=True,
+)  # fmt: skip
+_GPT2 = Plain(
+    12, 768, 12, 12, 64, 3072, 50257, tied=True, qkv_bias=True, out_bias=True, mlp_bias=True,
+    gated=False, norm_bias=True, position_rows=1024,
+)  # fmt: skip
+
+CATALOGUE: dict[str, Plain] = {
+    #                 layers hidden q_heads kv_heads head_dim ffn vocab
+    "gemma-2b": Plain(18, 2048, 8, 1, 256, 16384, 256000, tied=True),
+    "gpt2": _GPT2,
+    "llama-2-7b": Plain(32, 4096, 32, 32, 128, 11008, 32000),
+    "llama-2-70b": Plain(80, 8192, 64, 8, 128, 28672, 32000),
+    "llama-3.1-8b": Plain(32, 4096, 32, 8, 128, 14336, 128256),
+    "llama-3.1-70b": Plain(80, 8192, 64, 8, 128, 28672, 128256),
+    "llama-3.1-405b": Plain(126, 16384, 128, 8, 128, 53248, 128256),
+    "llama-3.2-1b": Plain(16, 2048, 32, 8, 64, 8192, 128256, tied=True),
+    "llama-3.2-3b": Plain(28, 3072, 24, 8, 128, 8192, 128256, tied=True),
+    "mistral-7b-v0.1": Plain(32, 4096, 32, 8, 128, 14336, 32000, window=4096),
+    "mixtral-8x7b": _mixture(Plain(32, 4096, 32, 8, 128, 14336, 32000), 8, 2, 14336),
+    "mixtral-8x22b": _mixture(Plain(56, 6144, 48, 8, 128, 16384, 32000), 8, 2, 16384),
+    "olmo-2-32b": Plain(64, 5120, 40, 8, 128, 27648, 100352, qk_norm="all"),
+    "phi-3.5-mini": Plain(32, 3072, 32, 32, 96, 8192, 32064, window=262144),
+    "phi-4-mini": Plain(32, 3072, 24, 8, 128, 8192, 200064, tied=True, window=262144),
+    "qwen2-7b": Plain(28, 3584, 28, 4, 128, 18944, 152064, qkv_bias=True),
+    "qwen2.5-3b": Plain(36, 2048, 16, 2, 128, 11008, 151936, tied=True, qkv_bias=True),
+    "qwen3-0.6b": Plain(28, 1024, 16, 8, 128, 3072, 151936, tied=True, qk_norm="head"),
+    "qwen3-1.7b": Plain(28, 2048, 16, 8, 128, 6144, 151936, tied=True, qk_norm="head"),
+    "qwen3-8b": Plain(36, 4096, 32, 8, 128, 12288, 151936, qk_norm="head"),
+    "qwen3-32b": Plain(64, 5120, 64, 8, 128, 25600, 151936, qk_norm="head"),
+    "qwen3-30b-a3b": _mixture(
+        Plain(48, 2048, 32, 4, 128, 6144, 151936, qk_norm="head"), 128, 8, 768
+    ),
+    "qwen3-235b-a22b": _mixture(
+        Plain(94, 4096, 64, 4, 128, 12288, 151936, qk_norm="head"), 128, 8, 1536
+    ),
+    "qwen3-coder-480b-a35b": _mixture(
+        Plain(62, 6144, 96, 8, 128, 8192, 151936, qk_norm="head"), 160, 8, 2560
+    ),
+    "smollm2-135m": Plain(30, 576, 9, 3, 64, 1536, 49152, tied=True),
+    "starcoder2-7b": _STARCODER2,
+    "tinyllama-1.1b": Plain(22, 2048, 32, 4, 64, 5632, 32000),
+}
+
+
+def catalogue() -> list[ModelShape]:
+    """All shapes, in the table's order."""
+    return [shape_named(name) for name in CATALOGUE]
+
+
+def shape_named(name: str) -> ModelShape:
+    """The shape of one line; KeyError where there is none."""
+    return CATALOGUE[name].shape(name, "catalogue")
