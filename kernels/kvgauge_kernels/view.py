@@ -5,10 +5,30 @@ Tensors and nothing of the harness: no model names, no formula, no run folder.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
+
+# torch's attention operators, by the kernel that they stand for, as a TorchDispatchMode names them.
+FLASH_OPS = (
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+)
+# The math path is made of common operators; only its softmax is its own.
+MATH_OPS = ("aten::_safe_softmax", "aten::_scaled_dot_product_attention_math")
+OTHER_FUSED_OPS = (
+    "aten::_scaled_dot_product_cudnn_attention",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_fused_attention_overrideable",
+)
+SDPA_OPS = FLASH_OPS + MATH_OPS + OTHER_FUSED_OPS
+
+# Formats whose elements are the numbers themselves, with the dtype that they are stored and computed
+# in.
+PLAIN_DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PLAIN_FORMATS = frozenset(PLAIN_DTYPE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +39,8 @@ class KVView:
     storage dtype of `format`; any strides with the last dimension contiguous. For quantized
     formats k_scale and v_scale are `[batch, kv_heads, tokens]` fp16, and an element is
     `stored * scale`. `lengths` says how many tokens of each sequence are valid; None means all.
+    What lies past a sequence's length is never part of a result, but must be finite.
+    Raises ValueError where the tensors do not fit together.
     """
 
     k: torch.Tensor
@@ -37,14 +59,30 @@ class KVView:
             raise ValueError(
                 f"k {list(self.k.shape)} and v {list(self.v.shape)} differ in batch, heads or tokens"
             )
-        for scale in (self.k_scale, self.v_scale):
-            if scale is not None and scale.shape != self.k.shape[:3]:
-                raise ValueError(f"scales must be {list(self.k.shape[:3])}, got {list(scale.shape)}")
+        if self.k.dtype != self.v.dtype or self.k.device != self.v.device:
+            raise ValueError(
+                f"k is {self.k.dtype} on {self.k.device}, v {self.v.dtype} on {self.v.device}"
+            )
+        if self.k.dtype != PLAIN_DTYPE.get(self.format, self.k.dtype):
+            raise ValueError(f"format {self.format} with tensors of {self.k.dtype}")
+        for name, tensor in (("k", self.k), ("v", self.v)):
+            if tensor.shape[3] > 1 and tensor.stride(3) != 1:
+                raise ValueError(f"{name}'s last dimension must be contiguous: {tensor.stride()}")
+        self._check_scales()
         if self.lengths is not None:
             if len(self.lengths) != self.batch:
                 raise ValueError(f"{len(self.lengths)} lengths for a batch of {self.batch}")
             if not all(1 <= n <= self.tokens for n in self.lengths):
                 raise ValueError(f"lengths must be between 1 and {self.tokens}: {self.lengths}")
+
+    def _check_scales(self) -> None:
+        for scale in (self.k_scale, self.v_scale):
+            if scale is not None and scale.shape != self.k.shape[:3]:
+                raise ValueError(
+                    f"scales must be {list(self.k.shape[:3])}, got {list(scale.shape)}"
+                )
+            if scale is None and self.k.dtype == torch.int8:
+                raise ValueError("an int8 cache needs k_scale and v_scale")
 
     @property
     def batch(self) -> int:
@@ -62,9 +100,89 @@ class KVView:
         return self.k.shape[2]
 
     @property
+    def k_dim(self) -> int:
+        """Elements of one row of K."""
+        return self.k.shape[3]
+
+    @property
+    def v_dim(self) -> int:
+        """Elements of one row of V."""
+        return self.v.shape[3]
+
+    @property
     def ragged(self) -> bool:
         """Whether sequences differ in length, or are shorter than the room."""
         return self.lengths is not None and any(n != self.tokens for n in self.lengths)
+
+    def length(self, sequence: int) -> int:
+        """Valid tokens of one sequence."""
+        return self.tokens if self.lengths is None else self.lengths[sequence]
+
+    def group(self, q: torch.Tensor) -> int:
+        """Query heads to one K/V head, for q as `decode` or `prefill` take it.
+
+        Raises ValueError where q does not belong to this cache.
+        """
+        if q.dim() not in (3, 4) or q.shape[0] != self.batch or q.shape[-1] != self.k_dim:
+            raise ValueError(
+                f"q {list(q.shape)} must be [{self.batch}, q_heads, {self.k_dim}], with q_tokens "
+                "before the last dimension in a prefill"
+            )
+        if q.shape[1] % self.kv_heads:
+            raise ValueError(f"{q.shape[1]} query heads over {self.kv_heads} K/V heads")
+        shortest = min(self.lengths or (self.tokens,))
+        if q.dim() == 4 and q.shape[2] > shortest:
+            raise ValueError(f"{q.shape[2]} query tokens for a sequence of {shortest} tokens")
+        return q.shape[1] // self.kv_heads
+
+    def narrowed(self, rows: slice, tokens: int) -> KVView:
+        """Those sequences, cut to the first `tokens`, all of them valid; nothing is copied."""
+
+        def cut(scale: torch.Tensor | None) -> torch.Tensor | None:
+            return None if scale is None else scale[rows, :, :tokens]
+
+        return replace(
+            self,
+            k=self.k[rows, :, :tokens],
+            v=self.v[rows, :, :tokens],
+            k_scale=cut(self.k_scale),
+            v_scale=cut(self.v_scale),
+            lengths=None,
+        )
+
+    def dense(self) -> Iterator[tuple[slice, KVView]]:
+        """The cache in parts without invalid tokens, each with its rows of the batch.
+
+        One part where all sequences are equally long, else one a sequence; nothing is copied.
+        """
+        if not self.ragged:
+            yield slice(0, self.batch), self
+        elif len(set(self.lengths or ())) == 1:
+            yield slice(0, self.batch), self.narrowed(slice(0, self.batch), self.length(0))
+        else:
+            for i in range(self.batch):
+                yield slice(i, i + 1), self.narrowed(slice(i, i + 1), self.length(i))
+
+    def visible(self, q_tokens: int) -> torch.Tensor:
+        """Which tokens each of the last q_tokens tokens sees: bool `[batch, 1, q_tokens, tokens]`.
+
+        The first dimension is 1 where all sequences are equally long.
+        """
+        lengths = sorted(set(self.lengths or (self.tokens,)))
+        ends = torch.tensor(lengths if len(lengths) == 1 else self.lengths, device=self.k.device)
+        last_seen = ends[:, None] - q_tokens + torch.arange(q_tokens, device=self.k.device)
+        positions = torch.arange(self.tokens, device=self.k.device)
+        return (positions <= last_seen[..., None]).unsqueeze(1)
+
+    def refusal(self, q_dtype: torch.dtype, formats: Collection[str]) -> str | None:
+        """Why a kernel of those formats over contiguous tensors cannot read this; None if it can."""
+        if self.layout != "contiguous":
+            return f"layout {self.layout!r}: it reads contiguous caches only"
+        if self.format not in formats:
+            return f"format {self.format}: it reads {', '.join(sorted(formats))}"
+        if PLAIN_DTYPE.get(self.format, q_dtype) != q_dtype:
+            return f"a cache of {_short(self.k.dtype)} with queries of {_short(q_dtype)}"
+        return None
 
 
 class AttentionBackend(Protocol):
@@ -77,7 +195,15 @@ class AttentionBackend(Protocol):
 
     @property
     def kernel_ops(self) -> tuple[str, ...]:
-        """The torch operators of which at least one must be seen to run, e.g. `aten::bmm`."""
+        """The torch operators of which at least one must be seen to run, e.g. `aten::bmm`.
+
+        Empty where the kernel is no torch operator; then only `forbidden_ops` says something.
+        """
+        ...
+
+    @property
+    def forbidden_ops(self) -> tuple[str, ...]:
+        """The torch operators of which none may be seen to run: those of other backends' kernels."""
         ...
 
     @property
@@ -102,6 +228,7 @@ class AttentionBackend(Protocol):
 
         q: `[batch, q_heads, k_dim]`; returns `[batch, q_heads, v_dim]` in q's dtype. Scores are
         scaled by `k_dim ** -0.5`. Query head h reads K/V head `h // (q_heads // kv_heads)`.
+        Raises ValueError where q does not belong to the view.
         """
         ...
 
@@ -110,5 +237,17 @@ class AttentionBackend(Protocol):
 
         q: `[batch, q_heads, q_tokens, k_dim]`; returns `[batch, q_heads, q_tokens, v_dim]`. Query i
         of a sequence of n tokens sees the first `n - q_tokens + i + 1`.
+        Raises ValueError where q does not belong to the view.
         """
         ...
+
+
+def no_cuda(device: torch.device) -> str | None:
+    """Why this torch cannot compute on that device; None if it can, or the device is no GPU."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return "this torch has no CUDA device that it can use"
+    return None
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,72 @@
+"""dequant+sdpa: attention over an int8 cache in two passes.
+
+First K and V of the whole layer are dequantized into scratch tensors of q's dtype, then sdpa-flash
+reads those. With 2-byte queries the cache is read once, written at twice its size (and once more
+in place by the scale) and read again: more traffic than a 2-byte cache needs, so this buys memory
+and no speed. A fused kernel would read the int8 cache alone.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from kvgauge_kernels.sdpa import SdpaFlash, flash_limit
+from kvgauge_kernels.view import FLASH_OPS, PLAIN_DTYPE, KVView
+
+_FORMAT_OF = {dtype: name for name, dtype in PLAIN_DTYPE.items()}
+
+
+class DequantSdpa:
+    """Two passes: dequantize, then sdpa-flash.
+
+    The scratch is allocated in each call, as in transformers' quantized cache; on the CPU the page
+    faults of a scratch above 32 MB are most of the time of the first pass.
+    """
+
+    name = "dequant+sdpa"
+    kernel_ops = FLASH_OPS
+    forbidden_ops = SdpaFlash.forbidden_ops
+    formats = frozenset({"int8"})
+
+    def __init__(self) -> None:
+        self._second_pass = SdpaFlash()
+
+    def version(self) -> str:
+        """torch's."""
+        return self._second_pass.version()
+
+    def available(self, device: torch.device) -> str | None:
+        """Where sdpa-flash is."""
+        return self._second_pass.available(device)
+
+    def supports(self, view: KVView, q_dtype: torch.dtype) -> str | None:
+        """Contiguous int8 caches, within the limits of sdpa-flash in q's dtype."""
+        if q_dtype not in _FORMAT_OF:
+            return f"queries of {q_dtype}: it dequantizes to {', '.join(PLAIN_DTYPE)}"
+        return view.refusal(q_dtype, self.formats) or flash_limit(
+            view.k.device, q_dtype, view.k_dim, view.v_dim
+        )
+
+    def decode(self, q: torch.Tensor, view: KVView) -> torch.Tensor:
+        """See AttentionBackend; the scratch is one layer's K and V in q's dtype."""
+        return self._second_pass.decode(q, dequantized(view, q.dtype))
+
+    def prefill(self, q: torch.Tensor, view: KVView) -> torch.Tensor:
+        """See AttentionBackend; the scratch is one layer's K and V in q's dtype."""
+        return self._second_pass.prefill(q, dequantized(view, q.dtype))
+
+
+def dequantized(view: KVView, dtype: torch.dtype) -> KVView:
+    """The same cache as `stored * scale` in fp32, fp16 or bf16; scale and product round to it."""
+
+    def values(stored: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+        if scale is None:
+            raise ValueError(f"a cache of format {view.format} without scales is not quantized")
+        return stored.to(dtype).mul_(scale.to(dtype).unsqueeze(-1))
+
+    return KVView(
+        values(view.k, view.k_scale),
+        values(view.v, view.v_scale),
+        _FORMAT_OF[dtype],
+        lengths=view.lengths,
+    )

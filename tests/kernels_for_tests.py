@@ -1,0 +1,198 @@
+"""Caches to attend over, an oracle of the naive kind, and a stand-in for the flash-attn package."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kvgauge_kernels import BACKENDS, AttentionBackend, KVView
+
+Array = npt.NDArray[np.float64]
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# Largest error relative to the largest output. An int8 cache is exact; its dequantized copy rounds.
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+# The operator that proves each kernel, written down here once more.
+EXPECTED_OP = {
+    "reference": "aten::mm",
+    "eager": "aten::bmm",
+    "sdpa-math": "aten::_safe_softmax",
+    "sdpa-flash": "aten::_scaled_dot_product_flash_attention",
+    "dequant+sdpa": "aten::_scaled_dot_product_flash_attention",
+}
+
+
+def make_view(
+    fmt: str,
+    *,
+    batch: int = 2,
+    kv_heads: int = 2,
+    tokens: int = 40,
+    k_dim: int = 64,
+    v_dim: int | None = None,
+    lengths: tuple[int, ...] | None = None,
+    tokens_first: bool = False,
+    device: str = "cpu",
+    seed: int = 0,
+) -> KVView:
+    """A cache of random numbers; past a sequence's length K and V are large, so that it shows."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def rows(dim: int, padding: float) -> torch.Tensor:
+        x = torch.randn(batch, kv_heads, tokens, dim, generator=generator)
+        for i, n in enumerate(lengths or ()):
+            x[i, :, n:] = padding
+        if tokens_first:
+            x = x.transpose(1, 2).contiguous().transpose(1, 2)
+        return x
+
+    k, v = rows(k_dim, 3.0), rows(v_dim or k_dim, 500.0)
+    if fmt == "int8":
+        (k, k_scale), (v, v_scale) = quantized(k), quantized(v)
+        return KVView(
+            k.to(device), v.to(device), fmt, k_scale.to(device), v_scale.to(device), lengths
+        )
+    dtype = DTYPES[fmt]
+    return KVView(k.to(dtype).to(device), v.to(dtype).to(device), fmt, lengths=lengths)
+
+
+def quantized(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 elements and one fp16 scale a row."""
+    scale = (x.abs().amax(-1) / 127).half()
+    return (x / scale.float().unsqueeze(-1)).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def make_query(view: KVView, group: int, dtype: torch.dtype, *tokens: int) -> torch.Tensor:
+    """Random queries, `[batch, q_heads, *tokens, k_dim]`."""
+    shape = (view.batch, view.kv_heads * group, *tokens, view.k_dim)
+    return (
+        torch.randn(*shape, generator=torch.Generator().manual_seed(1)).to(dtype).to(view.k.device)
+    )
+
+
+def naive(q: torch.Tensor, view: KVView) -> torch.Tensor:
+    """Attention head by head in numpy's float64, for q `[batch, q_heads, q_tokens, k_dim]`."""
+    queries, keys, values = _array(q), _array(view.k), _array(view.v)
+    if view.k_scale is not None and view.v_scale is not None:
+        keys *= _array(view.k_scale)[..., None]
+        values *= _array(view.v_scale)[..., None]
+    batch, q_heads, q_tokens, k_dim = queries.shape
+    out = np.zeros((batch, q_heads, q_tokens, values.shape[3]))
+    for b in range(batch):
+        n = view.lengths[b] if view.lengths else keys.shape[2]
+        future = np.triu(np.ones((q_tokens, n), dtype=bool), k=n - q_tokens + 1)
+        for h in range(q_heads):
+            kv_head = h * keys.shape[1] // q_heads
+            scores = queries[b, h] @ keys[b, kv_head, :n].T / k_dim**0.5
+            scores[future] = -np.inf
+            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+            out[b, h] = weights @ values[b, kv_head, :n] / weights.sum(axis=1, keepdims=True)
+    return torch.from_numpy(out)
+
+
+def naive_decode(q: torch.Tensor, view: KVView) -> torch.Tensor:
+    """`naive` of one query token, for q `[batch, q_heads, k_dim]`."""
+    return naive(q.unsqueeze(2), view).squeeze(2)
+
+
+def error(out: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference over the largest expected value; inf for a NaN."""
+    difference = (out.cpu().double() - expected).abs().max() / expected.abs().max()
+    return float(difference) if difference == difference else float("inf")
+
+
+def observed(step: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, set[str]]:
+    """What `step` returns, and the torch operators that it ran."""
+    seen: set[str] = set()
+
+    class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            seen.add(str(func._schema.name))
+            return func(*args, **(kwargs or {}))
+
+    with Recorder():  # type: ignore[no-untyped-call]
+        out = step()
+    return out, seen
+
+
+def assert_right_kernel(backend: AttentionBackend, seen: set[str]) -> None:
+    """Whether the backend's own operator ran, and none of another's."""
+    if backend.name in EXPECTED_OP:
+        assert any(
+            op.startswith(EXPECTED_OP[backend.name]) for op in seen & set(backend.kernel_ops)
+        )
+    assert not seen & set(backend.forbidden_ops)
+
+
+def usable(view: KVView, dtype: torch.dtype) -> list[AttentionBackend]:
+    """Every backend that supports the view (whether or not the machine has it)."""
+    return [b for b in BACKENDS.values() if b.supports(view, dtype) is None]
+
+
+def _array(x: torch.Tensor) -> Array:
+    return x.cpu().double().numpy()
+
+
+class FlashAttnStandIn(ModuleType):
+    """A module `flash_attn` with the signature and the checks of flash-attn 2.8, in plain torch."""
+
+    __version__ = "2.8.3"
+
+    def __init__(self) -> None:
+        super().__init__("flash_attn")
+        self.calls: list[dict[str, Any]] = []
+
+    def flash_attn_with_kvcache(
+        self, q: Any, k_cache: Any, v_cache: Any, k: Any = None, v: Any = None,
+        rotary_cos: Any = None, rotary_sin: Any = None, cache_seqlens: Any = None,
+        cache_batch_idx: Any = None, cache_leftpad: Any = None, block_table: Any = None,
+        softmax_scale: Any = None, causal: bool = False, window_size: Any = (-1, -1),
+        softcap: float = 0.0, rotary_interleaved: bool = True, alibi_slopes: Any = None,
+        num_splits: int = 0, return_softmax_lse: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
+        self.calls.append({"causal": causal, "cache_seqlens": cache_seqlens, "k_cache": k_cache})
+        batch, q_tokens, q_heads, head_dim = q.shape
+        room, kv_heads = k_cache.shape[1:3]
+        assert q.dtype in (torch.float16, torch.bfloat16)
+        assert q.dtype == k_cache.dtype == v_cache.dtype
+        assert k_cache.shape == v_cache.shape == (batch, room, kv_heads, head_dim)
+        assert head_dim <= 256
+        assert q_heads % kv_heads == 0
+        assert q.stride(-1) == k_cache.stride(-1) == v_cache.stride(-1) == 1
+        if cache_seqlens is None or isinstance(cache_seqlens, int):
+            cache_seqlens = torch.full((batch,), cache_seqlens or room, dtype=torch.int32)
+        assert cache_seqlens.dtype == torch.int32
+        assert cache_seqlens.shape == (batch,)
+        keys = k_cache.float().repeat_interleave(q_heads // kv_heads, dim=2)
+        values = v_cache.float().repeat_interleave(q_heads // kv_heads, dim=2)
+        scores = torch.einsum("bshd,bthd->bhst", q.float(), keys)
+        scores = scores * (head_dim**-0.5 if softmax_scale is None else softmax_scale)
+        last = cache_seqlens[:, None] - 1 + torch.zeros(q_tokens, dtype=torch.int32)
+        if causal:
+            last = last - torch.arange(q_tokens - 1, -1, -1)
+        hidden = torch.arange(room) > last[:, None, :, None]
+        weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+        return torch.einsum("bhst,bthd->bshd", weights, values).to(q.dtype)
+
+
+@contextmanager
+def flash_attn_stand_in() -> Iterator[FlashAttnStandIn]:
+    """The stand-in, in the place of the package."""
+    module, real = FlashAttnStandIn(), sys.modules.pop("flash_attn", None)
+    sys.modules["flash_attn"] = module
+    try:
+        yield module
+    finally:
+        del sys.modules["flash_attn"]
+        if real is not None:
+            sys.modules["flash_attn"] = real

@@ -1,0 +1,90 @@
+"""KVView: what it refuses, and that its parts are views of the same memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kernels_for_tests import make_view
+from kvgauge_kernels import KVView
+
+
+def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.zeros(*shape, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("k", "v", "fmt", "more", "message"),
+    [
+        (zeros(2, 3, 4), zeros(2, 3, 4), "fp32", {}, "must be"),
+        (zeros(1, 2, 5, 8), zeros(1, 2, 6, 8), "fp32", {}, "differ"),
+        (zeros(1, 2, 5, 8), zeros(1, 2, 5, 8, dtype=torch.float16), "fp32", {}, "float16"),
+        (zeros(1, 2, 5, 8), zeros(1, 2, 5, 8), "bf16", {}, "format bf16"),
+        (zeros(1, 2, 8, 5).mT, zeros(1, 2, 5, 8), "fp32", {}, "contiguous"),
+        (*[zeros(1, 2, 5, 8, dtype=torch.int8)] * 2, "int8", {}, "needs k_scale"),
+        (*[zeros(1, 2, 5, 8)] * 2, "fp32", {"k_scale": zeros(1, 2, 4)}, "scales must be"),
+        (*[zeros(1, 2, 5, 8)] * 2, "fp32", {"lengths": (1, 2)}, "2 lengths"),
+        (*[zeros(1, 2, 5, 8)] * 2, "fp32", {"lengths": (6,)}, "between 1 and 5"),
+        (*[zeros(1, 2, 5, 8)] * 2, "fp32", {"lengths": (0,)}, "between 1 and 5"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(
+    k: torch.Tensor, v: torch.Tensor, fmt: str, more: dict[str, torch.Tensor], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        KVView(k, v, fmt, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 4, 32), "must be"),
+        ((3, 4, 64), "must be"),
+        ((2, 4, 1, 1, 64), "must be"),
+        ((2, 3, 64), "3 query heads over 2"),
+        ((2, 4, 31, 64), "31 query tokens for a sequence of 30"),
+    ],
+)
+def test_queries_of_another_cache_are_refused(shape: tuple[int, ...], message: str) -> None:
+    view = make_view("fp32", tokens=40, lengths=(30, 40))
+    with pytest.raises(ValueError, match=message):
+        view.group(torch.zeros(shape))
+
+
+def test_dense_parts_copy_nothing_and_hold_every_valid_token() -> None:
+    view = make_view("int8", batch=3, tokens=40, lengths=(7, 40, 40))
+    parts = list(view.dense())
+    assert [(rows.start, rows.stop, p.tokens) for rows, p in parts] == [
+        (0, 1, 7), (1, 2, 40), (2, 3, 40)
+    ]  # fmt: skip
+    for rows, part in parts:
+        assert not part.ragged
+        assert part.k.data_ptr() == view.k[rows].data_ptr()
+        assert part.k_scale is not None
+        assert part.k_scale.shape == part.k.shape[:3]
+
+
+@pytest.mark.parametrize(("lengths", "tokens"), [(None, 40), ((40, 40), 40), ((9, 9), 9)])
+def test_equally_long_sequences_stay_one_part(lengths: tuple[int, ...] | None, tokens: int) -> None:
+    (part,) = make_view("fp32", lengths=lengths).dense()
+    assert part[0] == slice(0, 2)
+    assert (part[1].batch, part[1].tokens) == (2, tokens)
+
+
+def test_visible_counts_from_the_end_of_each_sequence() -> None:
+    view = make_view("fp32", tokens=5, lengths=(3, 5))
+    assert view.visible(2).int().tolist() == [
+        [[[1, 1, 0, 0, 0], [1, 1, 1, 0, 0]]],
+        [[[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]],
+    ]
+    assert make_view("fp32", tokens=5, lengths=(4, 4)).visible(1).shape == (1, 1, 1, 5)
+
+
+def test_refusals_say_what_would_be_read() -> None:
+    plain = frozenset({"fp16", "fp32"})
+    view = make_view("fp16")
+    paged = KVView(view.k, view.v, "fp16", layout="paged", page_size=16)
+    assert view.refusal(torch.float16, plain) is None
+    assert view.refusal(torch.float32, plain) == "a cache of float16 with queries of float32"
+    assert view.refusal(torch.float16, {"int8"}) == "format fp16: it reads int8"
+    assert "contiguous caches only" in str(paged.refusal(torch.float16, plain))
