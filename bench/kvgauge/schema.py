@@ -27,6 +27,7 @@ Status = Literal[
     "crashed",
     "skipped",
 ]
+RunStatus = Literal["running", "complete", "incomplete", "interrupted"]
 CacheState = Literal["cold", "hot"]
 
 
@@ -114,6 +115,7 @@ class Measurement:
     kv_bytes: int | None = None
     allocated_bytes: int | None = None
     allocated_source: str | None = None
+    driver_bytes: int | None = None
     peak_bytes: int | None = None
     time_s: Timing | None = None
     tokens_per_s: float | None = None
@@ -248,7 +250,7 @@ class Manifest:
     seed: int
     started_at: str
     finished_at: str | None
-    status: Literal["running", "complete", "incomplete", "interrupted"]
+    status: RunStatus
     git_revision: str | None
     git_dirty: bool | None
     device: DeviceRef
@@ -276,7 +278,9 @@ class Run:
         return tuple(last.values())
 
 
-VerdictKind = Literal["same", "faster", "slower", "bytes_differ", "undecided", "not_comparable"]
+VerdictKind = Literal[
+    "same", "faster", "slower", "bytes_differ", "undecided", "missing", "not_comparable"
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,130 @@
+"""A real contiguous KV cache: one K and one V tensor a layer, allocated, filled and counted.
+
+Nothing here knows the formula: sizes come out of torch's own allocation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from kvgauge.caches.codec import quantize_int8
+from kvgauge.errors import UnsupportedLayout
+from kvgauge.shapes.types import LayerShape
+from kvgauge_kernels import KVView
+
+STORAGE_DTYPE: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "int8": torch.int8,
+}
+_SCALED = frozenset({"int8"})
+# A prime number of random rows, copied over and over: random data at the speed of a copy, and no
+# period that lines up with pages or heads.
+_POOL_ROWS = 4099
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """One layer: k `[batch, kv_heads, tokens, k_dim]`, v likewise, scales `[batch, kv_heads, tokens]`."""
+
+    k: torch.Tensor
+    v: torch.Tensor
+    k_scale: torch.Tensor | None
+    v_scale: torch.Tensor | None
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Every tensor that the layer owns."""
+        for tensor in (self.k, self.v, self.k_scale, self.v_scale):
+            if tensor is not None:
+                yield tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ContiguousCache:
+    """The cache of a stack of layers, each with tensors of its own."""
+
+    format: str
+    layers: tuple[LayerCache, ...]
+
+    def view(self, layer: int) -> KVView:
+        """What a kernel sees of one layer."""
+        c = self.layers[layer]
+        return KVView(c.k, c.v, self.format, k_scale=c.k_scale, v_scale=c.v_scale)
+
+    def storage_bytes(self) -> int:
+        """Bytes of the distinct storages behind all tensors."""
+        storages = {
+            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+            for layer in self.layers
+            for tensor in layer.tensors()
+        }
+        return sum(storages.values())
+
+    def fill(self, generator: torch.Generator) -> None:
+        """Write random data over everything, so that every page is really there."""
+        for layer in self.layers:
+            _fill(layer.k, layer.k_scale, generator)
+            _fill(layer.v, layer.v_scale, generator)
+
+
+def allocate(
+    layers: Sequence[LayerShape],
+    *,
+    batch: int,
+    tokens: int,
+    kv_format: str,
+    device: torch.device,
+) -> ContiguousCache:
+    """Allocate a cache of `tokens` tokens for every layer; contents are undefined until `fill`.
+
+    Raises UnsupportedLayout for a layer that a contiguous K/V cache cannot hold, and torch's
+    OutOfMemoryError (or MemoryError) where the device is full.
+    """
+    return ContiguousCache(
+        kv_format, tuple(_layer(shape, batch, tokens, kv_format, device) for shape in layers)
+    )
+
+
+def _layer(
+    shape: LayerShape, batch: int, tokens: int, kv_format: str, device: torch.device
+) -> LayerCache:
+    if shape.kind not in ("full", "sliding"):
+        raise UnsupportedLayout("layer.kind", shape.kind, "a contiguous cache holds K and V heads")
+    kept = tokens if shape.window is None else min(tokens, shape.window)
+    rows = (batch, shape.kv_heads, kept)
+    dtype = STORAGE_DTYPE[kv_format]
+
+    def scale() -> torch.Tensor | None:
+        if kv_format not in _SCALED:
+            return None
+        return torch.empty(rows, dtype=torch.float16, device=device)
+
+    return LayerCache(
+        torch.empty((*rows, shape.k_dim), dtype=dtype, device=device),
+        torch.empty((*rows, shape.v_dim), dtype=dtype, device=device),
+        scale(),
+        scale(),
+    )
+
+
+def _fill(target: torch.Tensor, scale: torch.Tensor | None, generator: torch.Generator) -> None:
+    dim = target.shape[-1]
+    pool = torch.randn(_POOL_ROWS, dim, generator=generator, device=generator.device)
+    pool_scale: torch.Tensor | None = None
+    if scale is None:
+        pool = pool.to(target.dtype)
+    else:
+        pool, pool_scale = quantize_int8(pool)
+    _tile(target.view(-1, dim), pool.to(target.device))
+    if scale is not None and pool_scale is not None:
+        _tile(scale.view(-1), pool_scale.to(target.device))
+
+
+def _tile(target: torch.Tensor, pool: torch.Tensor) -> None:
+    for start in range(0, target.shape[0], pool.shape[0]):
+        part = target[start : start + pool.shape[0]]
+        part.copy_(pool[: part.shape[0]])
