@@ -1,0 +1,77 @@
+"""The run folder, read. It is hostile input: sizes are bounded and every value is checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from kvgauge.errors import UserError
+from kvgauge.schema import MANIFEST_SCHEMA, SCHEMA, Manifest, Record, Run
+from kvgauge.store.folder import MANIFEST, RECORDS
+
+MAX_MANIFEST_BYTES = 16 * 2**20
+MAX_RECORDS_BYTES = 512 * 2**20
+MAX_LINE_BYTES = 4 * 2**20
+
+T = TypeVar("T")
+
+
+def load_run(folder: str | Path) -> Run:
+    """Read a run folder.
+
+    A last line without its end (the writer died) is dropped and counted in `torn_lines`. Raises
+    UserError, naming file, line and field, for anything else that is not as the schema says.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such run folder")
+    manifest = _manifest(path / MANIFEST)
+    records, torn = _records(path / RECORDS)
+    return Run(manifest, records, torn)
+
+
+def read_bounded(path: Path, limit_bytes: int) -> bytes:
+    """The bytes of a regular file of at most `limit_bytes`; raises UserError otherwise."""
+    try:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")
+        size_bytes = path.stat().st_size
+        if size_bytes > limit_bytes:
+            raise UserError(f"{path}: {size_bytes} bytes, at most {limit_bytes} are read")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+
+
+def decode(data: bytes, kind: type[T], where: str) -> T:
+    """JSON to a typed value; raises UserError with the place and what was expected."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _manifest(path: Path) -> Manifest:
+    manifest = decode(read_bounded(path, MAX_MANIFEST_BYTES), Manifest, str(path))
+    if manifest.schema != MANIFEST_SCHEMA:
+        raise UserError(
+            f"{path}: schema {manifest.schema!a}, this kvgauge reads {MANIFEST_SCHEMA!r}"
+        )
+    return manifest
+
+
+def _records(path: Path) -> tuple[tuple[Record, ...], int]:
+    lines = read_bounded(path, MAX_RECORDS_BYTES).split(b"\n")
+    torn = 1 if lines.pop() else 0
+    return tuple(_record(line, f"{path}:{n}") for n, line in enumerate(lines, 1)), torn
+
+
+def _record(line: bytes, where: str) -> Record:
+    if len(line) > MAX_LINE_BYTES:
+        raise UserError(f"{where}: {len(line)} bytes, at most {MAX_LINE_BYTES} a line")
+    record = decode(line, Record, where)
+    if record.schema != SCHEMA:
+        raise UserError(f"{where}: schema {record.schema!a}, this kvgauge reads {SCHEMA!r}")
+    return record

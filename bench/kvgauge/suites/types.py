@@ -1,0 +1,118 @@
+"""Suite: one experiment. It yields cells, predicts each and measures one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kvgauge.devices.probe import DeviceProbe
+from kvgauge.devices.types import Device
+from kvgauge.formats import kv_format
+from kvgauge.formula.held import request_bytes
+from kvgauge.measure.sampler import Criterion
+from kvgauge.schema import BackendRef, Cell, Measurement, Prediction, Probe, Ratio, Status
+from kvgauge.shapes.types import ModelShape
+from kvgauge.traces.types import Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked for, resolved for one suite. No backends means all that the machine can run."""
+
+    device_kind: str
+    models: tuple[ModelShape, ...]
+    traces: tuple[Trace, ...]
+    kv_formats: tuple[str, ...]
+    backends: tuple[str, ...]
+    batches: tuple[int, ...]
+    layers_timed: int
+    explicit_formats: bool
+    """Whether the formats were asked for by name rather than by the profile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Where and how a cell is measured."""
+
+    device: Device
+    probe: DeviceProbe
+    criterion: Criterion
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one cell; the runner adds names, ids and times and makes it a Record."""
+
+    status: Status
+    predicted: Prediction
+    reason_code: str | None = None
+    reason: str | None = None
+    measured: Measurement | None = None
+    probe: Probe | None = None
+    ratio: Ratio | None = None
+    flags: tuple[str, ...] = ()
+    backend: BackendRef | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CellPlan:
+    """A cell with the shape that it is about."""
+
+    cell: Cell
+    shape: ModelShape = field(repr=False)
+
+
+class Suite(Protocol):
+    """One experiment, one file, one line in `suites.table`."""
+
+    @property
+    def name(self) -> str:
+        """What `--suite` takes."""
+        ...
+
+    def missing(self, device_kind: str) -> dict[str, str]:
+        """What of this suite the machine cannot run at all: name to reason."""
+        ...
+
+    def plans(self, request: Request) -> Sequence[CellPlan]:
+        """The cells, in the order in which they are to be measured."""
+        ...
+
+    def predict(self, plan: CellPlan) -> Prediction:
+        """Bytes and operations from arithmetic alone; no rates, so no floor."""
+        ...
+
+    def estimate_s(self, plan: CellPlan, criterion: Criterion, device_kind: str) -> float:
+        """A rough guess of the seconds that the cell takes, for `--list` and the progress line."""
+        ...
+
+    def measure(self, plan: CellPlan, context: Context) -> Outcome:
+        """Measure one cell. May raise: the runner turns an exception into a record."""
+        ...
+
+
+def cell_kv_bytes(plan: CellPlan) -> int:
+    """The formula's bytes of the cell's cache: all layers, or those that are timed."""
+    cell, shape = plan.cell, plan.shape
+    if cell.layers_timed is not None:
+        shape = first_layers(shape, cell.layers_timed)
+    fmt = kv_format(cell.kv_format)
+    return cell.batch * request_bytes(shape, cell.depth_tokens, fmt, cell.page_size)
+
+
+def first_layers(shape: ModelShape, count: int) -> ModelShape:
+    """The shape cut to its first `count` layers; weights are not counted any more."""
+    return ModelShape(
+        shape.name, shape.layers[:count], shape.hidden, shape.vocab, None, None, shape.source
+    )
+
+
+def does_not_fit(needed_bytes: int, device: Device, predicted: Prediction) -> Outcome | None:
+    """An `oom` outcome where the device has not the room: Linux would kill the process instead."""
+    available_bytes = device.available_bytes()
+    if needed_bytes <= available_bytes:
+        return None
+    reason = f"needs {needed_bytes} bytes, {available_bytes} are available"
+    return Outcome("oom", predicted, "does_not_fit", reason)
