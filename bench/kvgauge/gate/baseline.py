@@ -1,0 +1,142 @@
+"""Baseline: what earlier runs measured, and how far they differed among themselves."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kvgauge.errors import NotComparable, UserError
+from kvgauge.gate.clocks import CLOCKS, clock_values
+from kvgauge.measure.stats import median
+from kvgauge.schema import Record, Run
+from kvgauge.store.reader import decode, read_bounded
+
+BASELINE_SCHEMA = "kvgauge.baseline/1"
+_MAX_BASELINE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One clock over several runs: the median of their medians, and half their range over it."""
+
+    center: float
+    half_range: float
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """A cell's time on one kind of hardware."""
+
+    series_id: str
+    cell_id: str
+    device: str
+    runs: int
+    clocks: dict[str, Level]
+
+
+@dataclass(frozen=True, slots=True)
+class CellBytes:
+    """A cell's bytes, the same on every machine."""
+
+    cell_id: str
+    label: str
+    kv_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """The file in `results/baselines`."""
+
+    schema: str
+    made_from: tuple[str, ...]
+    git_revision: str | None
+    cells: tuple[CellBytes, ...]
+    series: tuple[Series, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def make_baseline(runs: Sequence[Run]) -> Baseline:
+    """From the `ok` records of one or more runs; raises NotComparable if they disagree on bytes."""
+    by_cell: dict[str, CellBytes] = {}
+    by_series: dict[str, list[Record]] = defaultdict(list)
+    for run in runs:
+        for record in run.latest():
+            if record.status != "ok" or record.measured is None or record.measured.kv_bytes is None:
+                continue
+            cell = CellBytes(record.cell_id, label(record), record.measured.kv_bytes)
+            known = by_cell.setdefault(record.cell_id, cell)
+            if known.kv_bytes != cell.kv_bytes:
+                raise NotComparable(
+                    f"{cell.label}: {known.kv_bytes} bytes in one run, {cell.kv_bytes} in another"
+                )
+            by_series[record.series_id].append(record)
+    if not by_cell:
+        raise NotComparable("no ok record in these runs: nothing to make a baseline of")
+    series = [_series(records) for records in by_series.values()]
+    return Baseline(
+        schema=BASELINE_SCHEMA,
+        made_from=tuple(run.manifest.run_id for run in runs),
+        git_revision=runs[0].manifest.git_revision,
+        cells=tuple(by_cell.values()),
+        series=tuple(s for s in series if s is not None),
+    )
+
+
+def load_baseline(path: str | Path) -> Baseline:
+    """One file, or every .json in a folder taken together.
+
+    Raises NotComparable where there is none, UserError where a file is not a baseline.
+    """
+    place = Path(path)
+    files = sorted(place.glob("*.json")) if place.is_dir() else [place]
+    if not files or not files[0].exists():
+        raise NotComparable(f"no baseline at {place}: make one with `kvgauge baseline make`")
+    parts = [_load_file(file) for file in files]
+    return Baseline(
+        BASELINE_SCHEMA,
+        tuple(name for part in parts for name in part.made_from),
+        parts[0].git_revision,
+        tuple(cell for part in parts for cell in part.cells),
+        tuple(series for part in parts for series in part.series),
+    )
+
+
+def label(record: Record) -> str:
+    """One line for people."""
+    parts = [
+        record.suite, record.model.name, f"{record.trace.depth_tokens} tokens", record.cache.format
+    ]  # fmt: skip
+    if record.trace.batch > 1:
+        parts.append(f"batch {record.trace.batch}")
+    if record.backend is not None:
+        parts.append(record.backend.name)
+    return " · ".join(parts)
+
+
+def _load_file(path: Path) -> Baseline:
+    baseline = decode(read_bounded(path, _MAX_BASELINE_BYTES), Baseline, str(path))
+    if baseline.schema != BASELINE_SCHEMA:
+        raise UserError(
+            f"{path}: schema {baseline.schema!a}, this kvgauge reads {BASELINE_SCHEMA!r}"
+        )
+    return baseline
+
+
+def _series(records: Sequence[Record]) -> Series | None:
+    values = [v for v in (clock_values(r) for r in records) if v is not None]
+    if not values:
+        return None
+    first = records[0]
+    levels = {}
+    for clock in CLOCKS:
+        # A single run knows its own interval alone; several know their range as well.
+        points = [point for v in values for point in v[clock]]
+        center = median([v[clock][0] for v in values])
+        levels[clock] = Level(center, (max(points) - min(points)) / 2 / center)
+    return Series(first.series_id, first.cell_id, first.device.name, len(values), levels)

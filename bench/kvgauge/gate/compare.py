@@ -1,0 +1,97 @@
+"""The gate: bytes exactly, times only where a change shows by every clock and beyond the noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kvgauge.errors import ExitCode
+from kvgauge.gate.baseline import Baseline, CellBytes, Series, label
+from kvgauge.gate.clocks import CLOCKS, clock_values
+from kvgauge.schema import Record, Run, Verdict, VerdictKind
+
+# The least change that is called one. On a shared CPU one binary differs by a quarter from job to
+# job; on a GPU whose clocks are watched it differs by a few percent.
+MIN_CHANGE = {"cpu": 0.25, "cuda": 0.05}
+NOISE_FACTOR = 2.0
+
+
+def compare(run: Run, baseline: Baseline) -> tuple[Verdict, ...]:
+    """One verdict for each cell of the baseline that the run planned, and for each new cell."""
+    known = {cell.cell_id: cell for cell in baseline.cells}
+    series = {s.series_id: s for s in baseline.series}
+    elsewhere = {s.cell_id for s in baseline.series}
+    done = {record.cell_id: record for record in run.latest()}
+    verdicts = [_judge(r, known.get(r.cell_id), series, elsewhere) for r in done.values()]
+    planned = set(run.manifest.cells)
+    verdicts += [
+        Verdict(c.cell_id, c.label, "missing", "planned, in the baseline, but not measured", {})
+        for c in baseline.cells
+        if c.cell_id in planned and c.cell_id not in done
+    ]
+    return tuple(verdicts)
+
+
+def exit_code(verdicts: Sequence[Verdict]) -> ExitCode:
+    """4 for a regression, 5 for cells that are missing, 3 where times could not be compared."""
+    kinds = [verdict.kind for verdict in verdicts]
+    if "bytes_differ" in kinds or "slower" in kinds:
+        return ExitCode.REGRESSION
+    if "missing" in kinds:
+        return ExitCode.INCOMPLETE
+    if not kinds or "not_comparable" in kinds:
+        return ExitCode.NOT_COMPARABLE
+    return ExitCode.DONE
+
+
+def _judge(
+    record: Record, cell: CellBytes | None, series: dict[str, Series], elsewhere: set[str]
+) -> Verdict:
+    def verdict(kind: VerdictKind, reason: str, **evidence: float | int | None) -> Verdict:
+        return Verdict(record.cell_id, label(record), kind, reason, evidence)
+
+    if cell is None:
+        return verdict("not_comparable", "not in the baseline")
+    if record.status != "ok" or record.measured is None:
+        return verdict("missing", f"{record.status}: {record.reason}")
+    if record.measured.kv_bytes != cell.kv_bytes:
+        return verdict(
+            "bytes_differ",
+            f"{record.measured.kv_bytes} bytes, baseline {cell.kv_bytes}",
+            kv_bytes=record.measured.kv_bytes,
+            baseline_kv_bytes=cell.kv_bytes,
+        )
+    values = clock_values(record)
+    if values is None:
+        return verdict("same", "bytes equal", kv_bytes=cell.kv_bytes)
+    level = series.get(record.series_id)
+    if level is None:
+        where = "other hardware" if record.cell_id in elsewhere else "no time"
+        return verdict("not_comparable", f"bytes equal; the baseline has {where} for this cell")
+    return _judge_times(record, values, level)
+
+
+def _judge_times(
+    record: Record, values: dict[str, tuple[float, float, float]], level: Series
+) -> Verdict:
+    """Slower (or faster) only if the whole interval lies beyond the band by every clock."""
+    evidence: dict[str, float | int | None] = {}
+    slower, faster = [], []
+    for clock in CLOCKS:
+        center, low, high = (value / level.clocks[clock].center for value in values[clock])
+        band = max(MIN_CHANGE[record.device.kind], NOISE_FACTOR * level.clocks[clock].half_range)
+        evidence |= {f"{clock}_ratio": center, f"{clock}_band": band}
+        slower.append(low > 1 + band)
+        faster.append(high < 1 / (1 + band))
+    ratios = ", ".join(f"{clock} x{evidence[f'{clock}_ratio']:.3f}" for clock in CLOCKS)
+    kind, why = _kind(slower, faster)
+    return Verdict(record.cell_id, label(record), kind, f"{why}: {ratios}", evidence)
+
+
+def _kind(slower: list[bool], faster: list[bool]) -> tuple[VerdictKind, str]:
+    if all(slower):
+        return "slower", "beyond the band by every clock"
+    if all(faster):
+        return "faster", "beyond the band by every clock"
+    if any(slower) or any(faster):
+        return "undecided", "beyond the band by some clocks only: the machine changed"
+    return "same", "within the band"
