@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from kvgauge import runner
 from kvgauge.devices.cpu import CpuDevice
 from kvgauge.store.folder import RunFolder

@@ -1,0 +1,5 @@
+"""`python -m kvgauge`."""
+
+from kvgauge.cli import main
+
+main()

@@ -1,0 +1,275 @@
+"""The command line: thin over the API. Data goes to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kvgauge import display
+from kvgauge.errors import ExitCode, NotComparable, UserError
+
+app = typer.Typer(
+    name="kvgauge",
+    help="What a long thinking trace costs in KV-cache memory and decode speed.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+baseline_app = typer.Typer(help="What the gate compares with.", no_args_is_help=True)
+app.add_typer(baseline_app, name="baseline")
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+RunDir = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN_DIR")]
+RunDirs = Annotated[list[Path], typer.Argument(help="Run folders.", metavar="RUN_DIR...")]
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """The catalogue: shapes known by name."""
+    from kvgauge.shapes.catalogue import catalogue
+
+    shapes = catalogue()
+    if as_json:
+        _print_json({"models": [display.model_facts(shape) for shape in shapes]})
+    else:
+        display.print_models(shapes)
+
+
+@app.command()
+def plan(
+    model: Annotated[
+        str, typer.Argument(help="Catalogue name, config.json, its folder, or .gguf.")
+    ],
+    prompt: Annotated[int, typer.Option(help="Prompt tokens.")] = 0,
+    think: Annotated[int, typer.Option(help="Thinking tokens.")] = 0,
+    answer: Annotated[int, typer.Option(help="Answer tokens.")] = 0,
+    batch: Annotated[int, typer.Option(help="Requests at once.")] = 1,
+    kv_format: Annotated[str, typer.Option(help="fp32, fp16, bf16 or int8.")] = "fp16",
+    page_size: Annotated[int | None, typer.Option(help="Tokens a page.")] = None,
+    tp: Annotated[int, typer.Option(help="Tensor parallel ranks.")] = 1,
+    weight_format: Annotated[str, typer.Option(help="What weights are stored in.")] = "bf16",
+    as_json: AsJson = False,
+) -> None:
+    """What a trace costs, from arithmetic alone."""
+    from kvgauge import api
+
+    result = api.plan(
+        model, prompt=prompt, think=think, answer=answer, batch=batch, kv_format=kv_format,
+        page_size=page_size, tp=tp, weight_format=weight_format,
+    )  # fmt: skip
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        display.print_plan(result)
+
+
+@app.command()
+def run(
+    profile: Annotated[str, typer.Option(help="smoke, standard or nightly.")] = "smoke",
+    suite: Annotated[list[str] | None, typer.Option(help="footprint, decode, model.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="As for plan.")] = None,
+    backend: Annotated[list[str] | None, typer.Option(help="As in `--list`.")] = None,
+    kv_format: Annotated[list[str] | None, typer.Option(help="As for plan.")] = None,
+    think: Annotated[
+        list[int] | None, typer.Option(help="Depths instead of the profile's.")
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Batches.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    require_device: Annotated[str | None, typer.Option(help="Exit 2 on another kind.")] = None,
+    gpu: Annotated[int, typer.Option(help="Index of the GPU.")] = 0,
+    budget_s: Annotated[float | None, typer.Option(help="Stop after so many seconds.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where the run goes.")] = None,
+    seed: Annotated[int, typer.Option(help="Of all random data.")] = 0,
+    only_list: Annotated[bool, typer.Option("--list", help="Show the cells and stop.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure: footprint, decode and a real model."""
+    from kvgauge import runner
+    from kvgauge.devices.select import select_device
+    from kvgauge.store.folder import RunFolder
+
+    options = runner.Options(
+        profile=profile, suites=tuple(suite or ()), models=tuple(model or ()),
+        backends=tuple(backend or ()), kv_formats=tuple(kv_format or ()),
+        think_tokens=tuple(think or ()), batches=tuple(batch or ()),
+        budget_s=budget_s, seed=seed,
+    )  # fmt: skip
+    chosen = select_device(device, gpu)
+    if require_device is not None and chosen.ref.kind != require_device:
+        raise UserError(f"--require-device {require_device}: the device here is {chosen.ref.kind}")
+    jobs = runner.list_jobs(options, chosen.ref.kind)
+    if only_list:
+        rows = display.job_rows(jobs)
+        _print_json({"cells": rows, "left_out": jobs.left_out}) if as_json else display.print_jobs(
+            rows, jobs.left_out
+        )
+        return
+    folder = RunFolder.create(run_dir or _new_run_dir(profile))
+    with display.Progress(jobs) as progress:
+        result = runner.execute(options, chosen, folder, sys.argv, progress.show)
+    display.print_run(result, folder.path)
+    if as_json:
+        _print_json({"run_dir": str(folder.path), "status": result.manifest.status})
+    if result.manifest.status != "complete":
+        raise typer.Exit(ExitCode.INCOMPLETE)
+
+
+@app.command()
+def report(
+    run_dirs: RunDirs,
+    html: Annotated[Path | None, typer.Option(help="Write one HTML file.")] = None,
+    pdf: Annotated[Path | None, typer.Option(help="Write a PDF.")] = None,
+    md: Annotated[Path | None, typer.Option(help="Write a Markdown summary.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw what a run measured."""
+    import kvgauge_reports as reports
+    from kvgauge import api
+
+    if html is None and pdf is None and md is None:
+        raise UserError("report: say at least one of --html FILE, --pdf FILE, --md FILE")
+    runs = [api.load_run(folder) for folder in run_dirs]
+    written = {}
+    for path, write in (
+        (html, reports.write_html),
+        (pdf, reports.write_pdf),
+        (md, reports.write_markdown),
+    ):
+        if path is not None:
+            write(runs, path)
+            written[path.suffix.lstrip(".")] = str(path)
+            display.note(f"wrote {path}")
+    if as_json:
+        _print_json({"written": written})
+
+
+@app.command()
+def summary(run_dir: RunDir, as_json: AsJson = False) -> None:
+    """Six lines on a run."""
+    import kvgauge_reports as reports
+    from kvgauge import api
+
+    lines = reports.six_lines(api.load_run(run_dir))
+    if as_json:
+        _print_json({"lines": lines})
+    else:
+        typer.echo("\n".join(lines))
+
+
+@app.command()
+def gate(
+    run_dir: RunDir,
+    baseline: Annotated[Path, typer.Option(help="A baseline file, or a folder of them.")],
+    explain: Annotated[bool, typer.Option(help="Every verdict, not the notable ones.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare with a baseline: bytes exactly, times beyond the noise."""
+    from kvgauge import api
+    from kvgauge.gate.compare import exit_code
+
+    verdicts = api.compare(api.load_run(run_dir), baseline)
+    code = exit_code(verdicts)
+    if as_json:
+        _print_json(
+            {"exit_code": int(code), "verdicts": [display.verdict_row(v) for v in verdicts]}
+        )
+    else:
+        display.print_verdicts(verdicts, code, explain=explain)
+    if code is not ExitCode.DONE:
+        raise typer.Exit(code)
+
+
+@baseline_app.command("make")
+def baseline_make(
+    run_dirs: RunDirs,
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    as_json: AsJson = False,
+) -> None:
+    """Make a baseline from one run or, better, several."""
+    from kvgauge import api
+    from kvgauge.gate.baseline import make_baseline
+    from kvgauge.store.folder import write_json_atomic
+
+    made = make_baseline([api.load_run(folder) for folder in run_dirs])
+    try:
+        write_json_atomic(out, made.to_json())
+    except OSError as error:
+        raise UserError(f"{out}: {error.strerror}") from None
+    display.note(f"wrote {out}: {len(made.cells)} cells, {len(made.series)} timed")
+    if as_json:
+        _print_json({"written": str(out), "cells": len(made.cells), "series": len(made.series)})
+
+
+@baseline_app.command("show")
+def baseline_show(
+    baseline: Annotated[Path, typer.Argument(help="A baseline file, or a folder of them.")],
+    as_json: AsJson = False,
+) -> None:
+    """What a baseline holds."""
+    from kvgauge.gate.baseline import load_baseline
+
+    loaded = load_baseline(baseline)
+    if as_json:
+        _print_json(loaded.to_json())
+    else:
+        display.print_baseline(loaded)
+
+
+def main() -> None:
+    """Run the command line and exit with the contract's code."""
+    sys.exit(int(_run_app()))
+
+
+def _run_app() -> int:
+    try:
+        result: Any = app(standalone_mode=False)
+    except UserError as error:
+        return _fail(str(error), ExitCode.USER)
+    except NotComparable as error:
+        return _fail(str(error), ExitCode.NOT_COMPARABLE)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted; what was measured is kept", ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our stdout has gone; nothing is left to say, and Python must not say it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.DONE
+    except Exception as error:
+        return _internal_or_usage(error)
+    return result if isinstance(result, int) else ExitCode.DONE
+
+
+def _internal_or_usage(error: Exception) -> int:
+    message = getattr(error, "format_message", None)
+    if message is not None:  # the argument parser's own: a wrong option or value
+        hint = "" if not str(message()) else f"{message()} (see --help)"
+        return _fail(hint, ExitCode.USER) if hint else ExitCode.USER
+    if os.environ.get("KVGAUGE_DEBUG"):
+        traceback.print_exc()
+    return _fail(
+        f"internal error: {type(error).__name__}: {error} (KVGAUGE_DEBUG=1 shows where)",
+        ExitCode.INTERNAL,
+    )
+
+
+def _fail(message: str, code: ExitCode) -> int:
+    print(f"kvgauge: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    json.dump(value, sys.stdout, indent=1, allow_nan=False)
+    sys.stdout.write("\n")
+
+
+def _new_run_dir(profile: str) -> Path:
+    from datetime import UTC, datetime
+
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return Path("results") / "runs" / f"{stamp}-{profile}-{os.getpid()}"

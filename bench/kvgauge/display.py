@@ -1,0 +1,233 @@
+"""What the commands print for people: tables on stdout, notes and progress on stderr."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from kvgauge.errors import ExitCode
+from kvgauge.formats import kv_format
+from kvgauge.formula.held import marginal_bytes
+from kvgauge.formula.plan import Plan
+from kvgauge.schema import Record, Run, Verdict
+from kvgauge.shapes.types import ModelShape
+from kvgauge.units import binary_bytes, decimal_bytes, seconds
+
+if TYPE_CHECKING:
+    from kvgauge.gate.baseline import Baseline
+    from kvgauge.runner import Job, Jobs
+
+_QUIET_VERDICTS = frozenset({"same"})
+
+
+_WIDTH_OF_FILES = 160
+
+
+def _out() -> Console:
+    return _console(stderr=False)
+
+
+def _err() -> Console:
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr)
+    if not console.is_terminal:  # a file or a pipe has no width: do not fold tables to 80 columns
+        console.width = _WIDTH_OF_FILES
+    return console
+
+
+def note(text: str) -> None:
+    """One line on stderr."""
+    _err().print(escape(text), soft_wrap=True, highlight=False)
+
+
+def model_facts(shape: ModelShape) -> dict[str, Any]:
+    """A line of the catalogue."""
+    return {
+        "name": shape.name,
+        "attention": shape.attention,
+        "layers": len(shape.layers),
+        "kv_bytes_per_token_fp16": marginal_bytes(shape, 0, kv_format("fp16")),
+        "params_total": shape.params_total,
+        "source": shape.source,
+    }
+
+
+def print_models(shapes: Sequence[ModelShape]) -> None:
+    """The catalogue as a table."""
+    table = Table("model", "attention", "layers", "fp16 bytes a token", "weights", box=None)
+    for facts in map(model_facts, shapes):
+        params = facts["params_total"]
+        table.add_row(
+            facts["name"], facts["attention"], str(facts["layers"]),
+            f"{facts['kv_bytes_per_token_fp16']:,} ({binary_bytes(facts['kv_bytes_per_token_fp16'])})",
+            "unknown" if params is None else f"{params / 1e9:.2f} B",
+        )  # fmt: skip
+    _out().print(table)
+
+
+def print_plan(plan: Plan) -> None:
+    """A plan as two columns."""
+    table = Table(box=None, show_header=False, title_justify="left")
+    table.add_column(style="dim")
+    table.add_column()
+
+    def sized(count_bytes: int | None) -> str:
+        if count_bytes is None:
+            return "unknown"
+        return f"{count_bytes:,} bytes · {decimal_bytes(count_bytes)} · {binary_bytes(count_bytes)}"
+
+    rows = [
+        ("model", f"{plan.model} ({plan.attention}, {plan.layers} layers)"),
+        ("trace", f"{plan.prompt_tokens:,} prompt + {plan.think_tokens:,} thinking + "
+                  f"{plan.answer_tokens:,} answer = {plan.tokens:,} tokens"),
+        ("KV format", plan.kv_format),
+        ("KV a token", sized(plan.kv_bytes_per_token)),
+        ("KV a request", sized(plan.kv_bytes_per_request)),
+    ]  # fmt: skip
+    if plan.batch > 1:
+        rows.append((f"KV of {plan.batch:,} requests", sized(plan.kv_bytes_per_batch)))
+    if plan.tensor_parallel > 1:
+        rows.append(
+            (f"KV a request and GPU of {plan.tensor_parallel}", sized(plan.kv_bytes_per_gpu))
+        )
+    rows.append((f"weights in {plan.weight_format}", sized(plan.weight_bytes)))
+    if plan.decode is not None:
+        rows.append(("read and written a step", sized(plan.decode.bytes_per_step)))
+        rows.append(("FLOPs a step", f"{plan.decode.flops_per_step:.4g}"))
+    for name, value in rows:
+        table.add_row(name, escape(value))
+    console = _out()
+    console.print(table, soft_wrap=True)
+    for text in plan.notes:
+        console.print(f"  · {escape(text)}", style="dim", soft_wrap=True)
+
+
+def job_rows(jobs: Jobs) -> list[dict[str, Any]]:
+    """The cells of a run with their bytes and guessed seconds."""
+    return [
+        {
+            "cell_id": job.plan.cell.cell_id,
+            "suite": job.plan.cell.suite,
+            "label": job.plan.cell.label(),
+            "kv_bytes": job.suite.predict(job.plan).kv_bytes,
+            "estimate_s": round(job.estimate_s, 2),
+        }
+        for job in jobs.jobs
+    ]
+
+
+def print_jobs(rows: Sequence[dict[str, Any]], left_out: dict[str, str]) -> None:
+    """`--list`."""
+    table = Table("cell", "what", "KV bytes", "", "estimated", box=None)
+    for row in rows:
+        table.add_row(
+            row["cell_id"], escape(row["label"]), f"{row['kv_bytes']:,}",
+            decimal_bytes(row["kv_bytes"]), seconds(row["estimate_s"]),
+        )  # fmt: skip
+    console = _out()
+    console.print(table, soft_wrap=True)
+    total_s = sum(row["estimate_s"] for row in rows)
+    console.print(f"{len(rows)} cells, about {total_s / 60:.1f} minutes")
+    for name, reason in left_out.items():
+        console.print(f"left out: {escape(name)}: {escape(reason)}", soft_wrap=True)
+
+
+class Progress:
+    """A live line with the time left; a plain line a tenth of the way where there is no terminal."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._total_s = sum(job.estimate_s for job in jobs.jobs) or 1.0
+        self._done_s = 0.0
+        self._done = 0
+        self._count = len(jobs.jobs)
+        self._started = time.monotonic()
+        self._console = _err()
+        self._status = self._console.status("starting") if self._console.is_terminal else None
+
+    def __enter__(self) -> Progress:
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def show(self, job: Job, record: Record) -> None:
+        """One more cell is done."""
+        self._done += 1
+        self._done_s += job.estimate_s
+        elapsed_s = time.monotonic() - self._started
+        left_s = elapsed_s * (self._total_s - self._done_s) / self._done_s
+        text = f"[{self._done}/{self._count}] {record_line(job.plan.cell.label(), record)}"
+        if record.status not in ("ok", "unsupported", "oom"):
+            note(text)
+        if self._status is not None:
+            self._status.update(escape(f"{text} · {left_s:.0f} s left"))
+        elif self._done == self._count or self._done % max(1, self._count // 10) == 0:
+            note(f"{text} · {left_s:.0f} s left")
+
+
+def record_line(label: str, record: Record) -> str:
+    """A record in one line."""
+    if record.status != "ok":
+        return f"{label}: {record.status} ({record.reason_code}: {record.reason})"
+    measured = record.measured
+    if measured is not None and measured.time_s is not None:
+        return f"{label}: {seconds(measured.time_s.median)}"
+    return f"{label}: {decimal_bytes(measured.kv_bytes or 0) if measured else ''}"
+
+
+def print_run(run: Run, path: Path) -> None:
+    """What a run came to, on stderr: stdout may be wanted for JSON."""
+    counts = Counter(record.status for record in run.records)
+    text = ", ".join(f"{count} {status}" for status, count in counts.items())
+    note(f"{run.manifest.status}: {len(run.records)} cells ({text}) in {path}")
+
+
+def verdict_row(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as plain JSON values."""
+    return {
+        "cell_id": verdict.cell_id,
+        "label": verdict.label,
+        "verdict": verdict.kind,
+        "reason": verdict.reason,
+        "evidence": verdict.evidence,
+    }
+
+
+def print_verdicts(verdicts: Sequence[Verdict], code: ExitCode, *, explain: bool) -> None:
+    """The notable verdicts, or all of them, and what they come to."""
+    console = _out()
+    for verdict in verdicts:
+        if explain or verdict.kind not in _QUIET_VERDICTS:
+            line = f"{verdict.kind:>14}  {verdict.label}: {verdict.reason}"
+            console.print(escape(line), soft_wrap=True, highlight=False)
+    counts = Counter(verdict.kind for verdict in verdicts)
+    text = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in counts.items())
+    console.print(f"gate: {text or 'no cell'} (exit {int(code)})", highlight=False)
+
+
+def print_baseline(baseline: Baseline) -> None:
+    """What a baseline holds."""
+    console = _out()
+    devices = Counter(series.device for series in baseline.series)
+    console.print(f"{len(baseline.cells)} cells from {len(baseline.made_from)} run(s)")
+    for device, count in devices.items():
+        console.print(escape(f"  {count} timed on {device}"), highlight=False)

@@ -1,0 +1,115 @@
+"""Clumsy and hostile input on every command: one line on stderr, exit 2, no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOTS = os.pathsep.join(str(ROOT / name) for name in ("bench", "kernels", "reports"))
+
+
+def kvgauge(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """The command as a user starts it from a plain checkout."""
+    return subprocess.run(
+        [sys.executable, "-m", "kvgauge", *arguments],
+        capture_output=True, text=True, timeout=120, cwd=cwd,
+        env={**os.environ, "PYTHONPATH": ROOTS},
+    )  # fmt: skip
+
+
+def refused(*arguments: str, cwd: Path = ROOT) -> str:
+    done = kvgauge(*arguments, cwd=cwd)
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.stdout == ""
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("plan", "no-such-model"), "no-such-model"),
+        (("plan", "llama-3.1-8b", "--kv-format", "fp7"), "fp7"),
+        (("plan", "llama-3.1-8b", "--think", "-1"), "-1"),
+        (("plan", "llama-3.1-8b", "--think", "many"), "--think"),
+        (("plan", "llama-3.1-8b", "--think", "9" * 30), "999"),
+        (("plan", "llama-3.1-8b", "--page-size", "0"), "page size"),
+        (("plan", "llama-3.1-8b", "--tp", "3"), "tensor parallel"),
+        (("plan", "llama-3.1-8b", "--batch", "0"), "batch"),
+        (("plan",), "model"),
+        (("plan", "llama-3.1-8b", "--nonsense"), "nonsense"),
+        (("nonsense",), "nonsense"),
+        (("gate", "no-such-folder", "--baseline", "results/baselines"), "no-such-folder"),
+        (("report", "no-such-folder", "--html", "x.html"), "no-such-folder"),
+        (("summary", "no-such-folder"), "no-such-folder"),
+        (("baseline", "make", "no-such-folder", "--out", "x"), "no-such-folder"),
+    ],
+)
+def test_wrong_arguments(arguments: tuple[str, ...], says: str) -> None:
+    assert says in refused(*arguments)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b'"text"', b"\x00\xff", b'{"model_type": "llama"}', b"[" * 50_000,
+     json.dumps({"model_type": "llama", "num_hidden_layers": 10**9}).encode(),
+     json.dumps({"model_type": "llama", "num_hidden_layers": "x", "hidden_size": 8}).encode(),
+     b'{"model_type": "llama", "num_hidden_layers": NaN}'],
+)  # fmt: skip
+def test_a_broken_config(tmp_path: Path, content: bytes) -> None:
+    config = tmp_path / "config.json"
+    config.write_bytes(content)
+    assert "config.json" in refused("plan", str(config))
+
+
+def test_an_unknown_layout_is_named(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"model_type": "made_up_net", "num_hidden_layers": 2}))
+    assert "unsupported layout: model_type=made_up_net" in refused("plan", str(config))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"GGUF", b"not a gguf file at all", b"GGUF" + b"\xff" * 60]
+)
+def test_a_broken_gguf(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(content)
+    assert "model.gguf" in refused("plan", str(file))
+
+
+def test_a_run_that_cannot_be_is_refused_before_it_starts(tmp_path: Path) -> None:
+    where = ("--run-dir", str(tmp_path / "run"))
+    assert "no-such-suite" in refused("run", "--suite", "no-such-suite", *where)
+    assert "tpu" in refused("run", "--device", "tpu", *where)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_gate_without_a_baseline_is_exit_3(tmp_path: Path) -> None:
+    from kvgauge.store.folder import RunFolder
+    from records_for_tests import record, run_of
+
+    run = run_of(record())
+    folder = RunFolder.create(tmp_path / "run")
+    folder.write_manifest(run.manifest)
+    folder.append(run.records[0])
+    (tmp_path / "empty").mkdir()
+    done = kvgauge("gate", str(folder.path), "--baseline", str(tmp_path / "empty"))
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (3, 1)
+    assert "kvgauge baseline make" in done.stderr
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m kvgauge plan llama-3.1-8b --json | head -c 1",
+        shell=True, capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": ROOTS}, cwd=ROOT,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    assert "Error" not in done.stderr

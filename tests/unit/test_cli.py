@@ -1,0 +1,120 @@
+"""The command line as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from faults.test_cli_faults import kvgauge
+from kvgauge import api
+from kvgauge.store.folder import RunFolder
+from records_for_tests import cell as make_cell
+from records_for_tests import failed, record, run_of
+
+
+def test_plan_as_json_is_the_contract() -> None:
+    done = kvgauge("plan", "llama-3.1-70b", "--think", "50000", "--kv-format", "fp16", "--json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["kv_bytes_per_token"] == 327_680
+    assert plan["kv_bytes_per_request"] == 16_384_000_000
+    for name in (
+        "model", "attention", "layers", "kv_format", "tokens", "kv_bytes_per_gpu",
+        "state_bytes_per_request", "weight_bytes", "weight_bytes_per_gpu",
+        "max_concurrent_requests", "max_cached_tokens", "decode", "notes",
+    ):  # fmt: skip
+        assert name in plan
+    assert set(plan["decode"]) == {
+        "bytes_per_step", "flops_per_step", "floor_s", "bound", "tokens_per_s",
+    }  # fmt: skip
+
+
+def test_plan_for_people_names_both_units() -> None:
+    out = kvgauge("plan", "llama-3.1-70b", "--think", "50000").stdout
+    assert "16,384,000,000 bytes · 16.38 GB · 15.26 GiB" in out
+    assert "not modelled" in out
+
+
+def test_plan_imports_no_heavy_package() -> None:
+    code = (
+        "import sys; from kvgauge.cli import app; "
+        "app(['plan', 'llama-3.1-8b', '--json'], standalone_mode=False); "
+        "print([m for m in ('torch', 'numpy', 'pandas', 'matplotlib', 'transformers') "
+        "if m in sys.modules], file=sys.stderr)"
+    )
+    paths = [p for p in sys.path if p.endswith(("bench", "kernels", "reports"))]
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {paths!r}; {code}"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.strip() == "[]"
+
+
+def test_models_lists_the_catalogue() -> None:
+    listed = json.loads(kvgauge("models", "--json").stdout)["models"]
+    assert len(listed) >= 12
+    assert {"llama-3.1-8b", "llama-3.1-70b", "qwen3-32b", "smollm2-135m"} <= {
+        m["name"] for m in listed
+    }
+
+
+def test_api_and_command_agree() -> None:
+    out = json.loads(kvgauge("plan", "qwen3-32b", "--think", "1000", "--json").stdout)
+    assert out == json.loads(json.dumps(api.plan("qwen3-32b", think=1000).to_json()))
+
+
+def test_list_measures_nothing(tmp_path: Path) -> None:
+    done = kvgauge("run", "--profile", "standard", "--model", "llama-3.1-70b", "--list", "--json",
+                   "--device", "cpu", cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    cells = json.loads(done.stdout)["cells"]
+    assert any(
+        c["kv_bytes"] == 16_384_000_000
+        and c["suite"] == "footprint"
+        and "50000 tokens" in c["label"]
+        for c in cells
+    )
+    assert all(c["estimate_s"] > 0 for c in cells)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    run = run_of(record())
+    folder = RunFolder.create(tmp_path / "run")
+    folder.write_manifest(run.manifest)
+    folder.append(run.records[0])
+    return folder.path
+
+
+def test_gate_against_its_own_baseline_passes(run_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "base.json"
+    assert kvgauge("baseline", "make", str(run_dir), "--out", str(out)).returncode == 0
+    assert "1 cells from 1 run" in kvgauge("baseline", "show", str(out)).stdout
+    done = kvgauge("gate", str(run_dir), "--baseline", str(out), "--json")
+    assert done.returncode == 0
+    verdicts = json.loads(done.stdout)["verdicts"]
+    assert [v["verdict"] for v in verdicts] == ["same"]
+
+
+def test_gate_on_other_bytes_is_exit_4(run_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "base.json"
+    kvgauge("baseline", "make", str(run_dir), "--out", str(out))
+    changed = json.loads(out.read_text())
+    changed["cells"][0]["kv_bytes"] += 1
+    out.write_text(json.dumps(changed))
+    done = kvgauge("gate", str(run_dir), "--baseline", str(out))
+    assert done.returncode == 4
+    assert "bytes_differ" in done.stdout
+
+
+def test_gate_on_a_failed_cell_is_exit_5(run_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "base.json"
+    kvgauge("baseline", "make", str(run_dir), "--out", str(out))
+    RunFolder(run_dir).append(failed(make_cell()))
+    assert kvgauge("gate", str(run_dir), "--baseline", str(out)).returncode == 5
