@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import kvgauge
 import pytest
 import torch
+
+import kvgauge
 from kvgauge.caches.contiguous import allocate
 from kvgauge.shapes.resolve import resolve
 from kvgauge_kernels import BACKENDS

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from itertools import groupby
-from typing import Literal
+from typing import Any, Literal
 
 from kvgauge.errors import UserError
 
@@ -58,6 +58,10 @@ class LayerShape:
         if self.q_heads % self.kv_heads:
             raise UserError(f"q_heads={self.q_heads} is not a multiple of kv_heads={self.kv_heads}")
 
+    def given(self) -> dict[str, Any]:
+        """The facts that are not at their default."""
+        return {f.name: v for f in fields(self) if (v := getattr(self, f.name)) != f.default}
+
     @property
     def is_attention(self) -> bool:
         """Whether the layer holds something for each token."""
@@ -101,8 +105,11 @@ class ModelShape:
 
     @property
     def shape_id(self) -> str:
-        """A digest of the facts (not of name and source), so that two shapes of one name differ."""
-        facts = [[asdict(layer), len(list(run))] for layer, run in groupby(self.layers)]
+        """A digest of the facts (not of name and source), so that two shapes of one name differ.
+
+        Facts at their default are left out: a fact added later renames no old shape.
+        """
+        facts = [[layer.given(), count] for layer, count in self.runs()]
         text = json.dumps([facts, self.hidden, self.vocab], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
