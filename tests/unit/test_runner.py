@@ -123,7 +123,7 @@ class Liar:
 
 
 def lie(monkeypatch: pytest.MonkeyPatch, name: str, decode_: object) -> None:
-    monkeypatch.setitem(BACKENDS, name, Liar(BACKENDS[name], decode_))  # type: ignore[arg-type]
+    monkeypatch.setitem(BACKENDS, name, Liar(BACKENDS[name], decode_))
 
 
 def reasons(result: Run) -> set[tuple[str, str | None]]:

@@ -49,6 +49,12 @@ def half_width(samples: Sequence[float]) -> float:
     return (high - low) / 2 / float(np.median(samples))
 
 
+def quartiles(samples: Sequence[float]) -> tuple[float, float]:
+    """The lower and the upper quartile: one outlier moves neither."""
+    low, high = np.percentile(samples, (25, 75))
+    return float(low), float(high)
+
+
 def median(samples: Sequence[float]) -> float:
     """The median."""
     return float(np.median(samples))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kvgauge.measure.stats import half_width
+from kvgauge.measure.stats import half_width, quartiles
 
 # Largest relative difference from the float64 oracle, by the dtype that the kernel computes in.
 MAX_ERROR: dict[torch.dtype, float] = {
@@ -100,6 +100,7 @@ def trust_flags(times_s: Sequence[float], read_bytes_per_s: Sequence[float]) -> 
     flags = []
     if half_width(times_s) > MAX_HALF_WIDTH:
         flags.append("wide_interval")
-    if max(read_bytes_per_s) > MAX_PROBE_SPREAD * min(read_bytes_per_s):
+    low, high = quartiles(read_bytes_per_s)
+    if high > MAX_PROBE_SPREAD * low:
         flags.append("probe_changed")
     return tuple(flags)

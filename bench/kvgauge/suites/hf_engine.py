@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-import os
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,8 +132,6 @@ class Engine:
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
-            # The bar of the GGUF conversion heeds this alone, and only when it is imported.
-            os.environ.setdefault("TQDM_DISABLE", "1")
             import transformers
 
             transformers.utils.logging.set_verbosity_error()
@@ -143,8 +142,12 @@ class Engine:
                 "gguf_file": file.name,
                 "local_files_only": True,
             }
-            tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
-            model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+            # The bar of the GGUF conversion heeds no setting; ours is the progress line.
+            with contextlib.redirect_stderr(io.StringIO()):
+                tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
+                model = transformers.AutoModelForCausalLM.from_pretrained(
+                    **where, dtype=torch.float32
+                )
             self._loaded = (model.eval(), tokenizer)
         return self._loaded
 
