@@ -1,0 +1,135 @@
+"""The first screen's cards: one figure each, for the deepest setting, with the range over all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kvgauge.schema import Run
+from kvgauge.units import binary_bytes
+from kvgauge_reports import say
+from kvgauge_reports.document import Card
+from kvgauge_reports.headline import FUSED, PLAIN
+from kvgauge_reports.headline_types import Headline
+from kvgauge_reports.say import Names
+from kvgauge_reports.select import STEP_SCOPES
+from kvgauge_reports.text import (
+    both_units,
+    count,
+    number,
+    percent,
+    plural,
+    ratio_of_bytes,
+    times,
+    token_bytes,
+)
+
+
+def cards(run: Run, head: Headline) -> tuple[Card, ...]:
+    """In the order of the question: bytes, then time, then a real model."""
+    names = Names(run)
+    return (
+        _bytes(head, names),
+        _footprint(head, names),
+        _fused(head, names),
+        _int8(head, names),
+        _floor(head, names),
+        _model(head, names),
+    )
+
+
+def _absent(title: str, why: str) -> Card:
+    return Card(title, "–", why, measured=False)
+
+
+def _bytes(head: Headline, names: Names) -> Card:
+    title = "KV cache a token"
+    if not head.bytes_per_token:
+        return _absent(title, say.absent(head, "memory"))
+    top = max(head.bytes_per_token, key=lambda each: each.measured)
+    exact = "the formula says the same"
+    if top.measured != top.formula:
+        exact = f"the formula says {token_bytes(top.formula)}"
+    what = f"{names.cache(top.record)}: {token_bytes(top.measured)} bytes measured, {exact}"
+    return Card(title, binary_bytes(top.measured), what)
+
+
+def _footprint(head: Headline, names: Names) -> Card:
+    title = "Caches as large as the formula says"
+    found = head.footprint
+    if found is None:
+        return _absent(title, say.absent(head, "memory"))
+    what = (
+        f"to the byte. Largest: {both_units(found.measured_bytes)}, {names.cache(found.record)} "
+        f"{say.at_depth(found.record)}"
+    )
+    if found.measured_bytes != found.formula_bytes:
+        what += f", {ratio_of_bytes(found.measured_bytes, found.formula_bytes)} of the formula's"
+    return Card(title, f"{count(found.exact)} of {count(found.counted)}", what)
+
+
+def _fused(head: Headline, names: Names) -> Card:
+    title = f"Fused kernel: {FUSED} over {PLAIN}"
+    if not head.fused:
+        return _absent(title, say.absent(head, "attention"))
+    top = max(head.fused, key=lambda s: say.deepest(s.fast))
+    what = (
+        f"{say.interval(top)}; attention of {names.cache(top.fast)} "
+        f"{say.at_depth(top.fast)}{_range(s.ratio for s in head.fused)}"
+    )
+    return Card(title, say.verdict(top), what)
+
+
+def _int8(head: Headline, names: Names) -> Card:
+    title = "int8 against a 16-bit cache"
+    saved = max(head.int8_bytes, key=lambda b: say.deepest(b.quantized), default=None)
+    top = max(head.int8_time, key=lambda s: say.deepest(s.fast), default=None)
+    bytes_text = f"bytes {say.absent(head, 'memory')}"
+    if saved:
+        bytes_text = f"{percent(saved.ratio)} of the bytes of {say.fmt(saved.plain)}"
+    if top is None:
+        if saved is None:
+            return _absent(title, say.absent(head, "memory", "attention"))
+        what = f"{bytes_text}, {names.cache(saved.quantized)}; time {say.absent(head, 'attention')}"
+        return Card(title, f"{percent(saved.ratio)} of the bytes", what)
+    what = (
+        f"{number(1 / top.high)} to {number(1 / top.low)}; {bytes_text}; "
+        f"{say.backend(top.fast)} against {say.fmt(top.slow)} {say.backend(top.slow)}, "
+        f"{names.cache(top.fast)} {say.at_depth(top.fast)}"
+        f"{_range(1 / s.ratio for s in head.int8_time)}"
+    )
+    return Card(title, f"{times(1 / top.ratio)} the time", what)
+
+
+def _floor(head: Headline, names: Names) -> Card:
+    title = "Fastest backend against the floor"
+    known = [best for best in head.best if best.floor_ratio is not None]
+    if not known:
+        return _absent(title, say.absent(head, "attention"))
+    top = max(known, key=lambda best: say.deepest(best.record))
+    what = (
+        f"the least time that the probed bandwidth allows; {say.backend(top.record)}, "
+        f"{names.cache(top.record)} {say.at_depth(top.record)}, {percent(top.bandwidth_ratio)} of "
+        f"the probe{_range(best.floor_ratio for best in known if best.floor_ratio is not None)}"
+    )
+    return Card(title, f"{times(top.floor_ratio)} the floor", what)
+
+
+def _model(head: Headline, names: Names) -> Card:
+    title = "A real model, deep in its trace"
+    known = [s for s in head.steps if s.deepest_tokens_per_s]
+    if not known:
+        return _absent(title, say.absent(head, *STEP_SCOPES))
+    top = max(known, key=lambda s: s.deepest_tokens_per_s or 0)
+    what = f"{names.cache(top.deepest)} with {say.backend(top.deepest)} {say.at_depth(top.deepest)}"
+    if top.first is not top.deepest and top.first_tokens_per_s:
+        what += f"; {number(top.first_tokens_per_s)} {say.at_depth(top.first)}"
+    if top.bytes_per_token:
+        what += f"; {token_bytes(top.bytes_per_token)} bytes of cache a token"
+    return Card(title, f"{number(top.deepest_tokens_per_s)} tokens/s", what)
+
+
+def _range(values: Iterable[float]) -> str:
+    ordered = list(values)
+    if len(ordered) < 2:
+        return ""
+    return f". {say.span(ordered)} over {plural(len(ordered), 'setting')}"

@@ -1,0 +1,1 @@
+"""Figures: each file holds the series, which are the records' own numbers, and draws them."""

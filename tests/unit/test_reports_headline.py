@@ -1,0 +1,201 @@
+"""The first screen's figures, computed again from the lines of records.jsonl by other code."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from kvgauge.schema import DeviceRef, Probe, Run, Trust
+from kvgauge_reports.headline import headline
+from kvgauge_reports.headline_types import Speedup
+from runs_for_tests import GPU, empty_run, make_run, troubled_run
+
+Line = dict[str, Any]
+
+
+def counted(run: Run) -> list[Line]:
+    """The run's lines as a reader of the file would see them: the last of each cell, if it counts."""
+    lines = [json.loads(json.dumps(record.to_json())) for record in run.records]
+    last = {line["cell_id"]: line for line in lines}
+    return [line for line in last.values() if line["status"] == "ok" and line["trust"]["ok"]]
+
+
+def times(lines: list[Line], model: str, fmt: str) -> dict[int, dict[str, float]]:
+    """depth -> backend -> median of one model and format."""
+    found: dict[int, dict[str, float]] = {}
+    for line in lines:
+        if (line["scope"], line["model"]["name"], line["cache"]["format"]) != (
+            "attention", model, fmt,
+        ):  # fmt: skip
+            continue
+        at = found.setdefault(line["trace"]["depth_tokens"], {})
+        at[line["backend"]["name"]] = line["measured"]["time_s"]["median"]
+    return found
+
+
+@pytest.fixture(params=["whole", "troubled", "gpu"])
+def run(request: pytest.FixtureRequest) -> Run:
+    if request.param == "whole":
+        return make_run()
+    return troubled_run() if request.param == "troubled" else make_run(GPU, seed=7)
+
+
+def test_bytes_per_token(run: Run) -> None:
+    expected: dict[tuple[str, str], tuple[int, float]] = {}
+    for line in counted(run):
+        if line["scope"] == "memory":
+            key = (line["model"]["name"], line["cache"]["format"])
+            depth = line["trace"]["depth_tokens"]
+            if depth >= expected.get(key, (0, 0.0))[0]:
+                expected[key] = (depth, line["measured"]["kv_bytes"] / depth)
+    found = headline(run).bytes_per_token
+    assert {(f.record.model.name, f.record.cache.format): f.measured for f in found} == {
+        key: value for key, (_, value) in expected.items()
+    }
+    assert expected["made-up-70b", "fp16"][1] == 327_680
+
+
+def test_footprint(run: Run) -> None:
+    memory = [line for line in counted(run) if line["scope"] == "memory"]
+    largest = max(line["measured"]["kv_bytes"] for line in memory)
+    found = headline(run).footprint
+    assert found is not None
+    assert found.measured_bytes == largest == found.formula_bytes
+    assert found.ratio == 1
+    assert (found.exact, found.counted) == (len(memory), len(memory))
+
+
+def test_fused_over_eager_at_the_deepest_common_depth(run: Run) -> None:
+    lines = counted(run)
+    found = {(s.fast.model.name, s.fast.cache.format): s for s in headline(run).fused}
+    assert len(found) == 6
+    for (model, fmt), speedup in found.items():
+        depths = times(lines, model, fmt)
+        depth = max(d for d, at in depths.items() if {"eager", "sdpa-flash"} <= at.keys())
+        assert speedup.fast.trace.depth_tokens == depth
+        assert speedup.ratio == depths[depth]["eager"] / depths[depth]["sdpa-flash"]
+        assert speedup.low <= speedup.ratio <= speedup.high
+        assert speedup.verdict == "faster"
+
+
+def test_int8_against_fp16(run: Run) -> None:
+    lines, head = counted(run), headline(run)
+    assert len(head.int8_time) == 3
+    for speedup in head.int8_time:
+        model = speedup.fast.model.name
+        plain, quantized = times(lines, model, "fp16"), times(lines, model, "int8")
+        depth = max(plain.keys() & quantized.keys())
+        expected = min(plain[depth].values()) / min(quantized[depth].values())
+        assert speedup.ratio == expected < 1
+        assert speedup.verdict == "slower"
+    for saved in head.int8_bytes:
+        heads_dim = {"made-up-135m": 64}.get(saved.plain.model.name, 128)
+        assert saved.ratio == pytest.approx((heads_dim + 2) / (2 * heads_dim))
+
+
+def test_best_backend_and_its_floor(run: Run) -> None:
+    lines = counted(run)
+    for best in headline(run).best:
+        record = best.record
+        depths = times(lines, record.model.name, record.cache.format)
+        depth, time = max(depths), record.measured and record.measured.time_s
+        assert time
+        assert best.floor_ratio
+        assert time.median == min(depths[depth].values())
+        assert best.floor_ratio == pytest.approx(time.median / (record.predicted.floor_s or 0))
+        assert best.bandwidth_ratio == pytest.approx(1 / best.floor_ratio)
+
+
+def test_real_model_at_its_first_and_deepest_depth(run: Run) -> None:
+    engine = [line for line in counted(run) if line["scope"] == "engine"]
+    steps = headline(run).steps
+    assert len(steps) == 2
+    for step in steps:
+        name = step.first.backend and step.first.backend.name
+        mine = {
+            line["trace"]["depth_tokens"]: line
+            for line in engine
+            if line["backend"]["name"] == name
+        }
+        assert step.first_tokens_per_s == mine[min(mine)]["measured"]["tokens_per_s"]
+        assert step.deepest_tokens_per_s == mine[max(mine)]["measured"]["tokens_per_s"]
+        assert step.bytes_per_token == mine[max(mine)]["measured"]["kv_bytes"] / max(mine)
+
+
+def test_cells_of_a_troubled_run() -> None:
+    run = troubled_run()
+    cells = headline(run).cells
+    lines = counted(run)
+    assert cells.counted == len(lines)
+    assert cells.ok == len(lines) + 1  # the flagged one
+    assert cells.unreached == 1
+    assert cells.total == len({r.cell_id for r in run.records}) + 1
+    assert cells.by_status["oom"] == 1
+
+
+def test_nothing_measured_gives_nothing() -> None:
+    head = headline(empty_run())
+    assert head.footprint is None
+    empty = (head.bytes_per_token, head.fused, head.int8_bytes, head.int8_time)
+    assert not any((*empty, head.best, head.steps))
+    assert head.cells.counted == 0
+
+
+def test_a_flagged_or_foreign_record_is_in_no_comparison() -> None:
+    run = make_run()
+    for change in (
+        {"trust": Trust(False, ("wide_interval",))},
+        {"device": DeviceRef("cpu", "another machine", None)},
+    ):
+        records = tuple(
+            replace(r, **change) if r.backend and r.backend.name == "sdpa-flash" else r
+            for r in run.records
+        )
+        assert headline(Run(run.manifest, records)).fused == ()
+
+
+def test_no_fastest_where_a_time_is_flagged() -> None:
+    run = make_run()
+    records = tuple(
+        replace(r, trust=Trust(False, ("probe_changed",)))
+        if r.backend and r.backend.name == "sdpa-flash" and r.trace.depth_tokens == 4096
+        else r
+        for r in run.records
+    )
+    head = headline(Run(run.manifest, records))
+    depths = {(b.record.cache.format, b.record.trace.depth_tokens) for b in head.best}
+    assert depths == {("fp16", 2048), ("bf16", 2048), ("int8", 4096)}
+    assert {s.fast.trace.depth_tokens for s in head.int8_time} == {2048}
+    assert head.untrusted_scopes == {"attention"}
+
+
+def test_one_name_with_two_shapes_is_not_merged() -> None:
+    run = make_run()
+    records = tuple(replace(r, model=replace(r.model, name="same")) for r in run.records)
+    assert len(headline(Run(run.manifest, records)).fused) == 6
+
+
+def test_speed_up_at_equal_bandwidth() -> None:
+    run = make_run()
+
+    def slower_memory(probe: Probe | None) -> Probe | None:
+        return probe and replace(probe, read_bytes_per_s=probe.read_bytes_per_s / 2)
+
+    def halved(r: Any) -> Any:
+        is_eager = r.backend and r.backend.name == "eager"
+        return replace(r, probe=slower_memory(r.probe)) if is_eager else r
+
+    plain = headline(run).fused[0]
+    changed = headline(Run(run.manifest, tuple(map(halved, run.records)))).fused[0]
+    assert plain.normalized is not None
+    assert changed.ratio == plain.ratio
+    assert changed.normalized == pytest.approx(plain.normalized / 2)
+
+
+def test_an_interval_that_includes_one_decides_nothing() -> None:
+    slow = headline(make_run()).fused[0]
+    undecided = Speedup(slow.slow, slow.fast, 1.1, 0.9, 1.3, None)
+    assert undecided.verdict == "undecided"
