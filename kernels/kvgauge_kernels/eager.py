@@ -38,7 +38,7 @@ class Eager:
 
     def prefill(self, q: torch.Tensor, view: KVView) -> torch.Tensor:
         """See AttentionBackend; the scores are `batch * q_heads * q_tokens * tokens` elements."""
-        view.group(q)
+        view.check(q)
         if _one_matrix_a_head(view.k) and _one_matrix_a_head(view.v):
             return _attend(q, view)
         parts = (

@@ -80,7 +80,7 @@ class FlashAttn:
         """
         from flash_attn import flash_attn_with_kvcache
 
-        view.group(q)
+        view.check(q)
         # The package puts tokens before heads, in whatever strides: transposing copies nothing. Its
         # causal lets the last query see all tokens, and is no restriction for a single one.
         out: torch.Tensor = flash_attn_with_kvcache(

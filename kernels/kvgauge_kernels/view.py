@@ -118,11 +118,8 @@ class KVView:
         """Valid tokens of one sequence."""
         return self.tokens if self.lengths is None else self.lengths[sequence]
 
-    def group(self, q: torch.Tensor) -> int:
-        """Query heads to one K/V head, for q as `decode` or `prefill` take it.
-
-        Raises ValueError where q does not belong to this cache.
-        """
+    def check(self, q: torch.Tensor) -> None:
+        """Raise ValueError where q, as `decode` or `prefill` take it, is not of this cache."""
         if q.dim() not in (3, 4) or q.shape[0] != self.batch or q.shape[-1] != self.k_dim:
             raise ValueError(
                 f"q {list(q.shape)} must be [{self.batch}, q_heads, {self.k_dim}], with q_tokens "
@@ -133,6 +130,10 @@ class KVView:
         shortest = min(self.lengths or (self.tokens,))
         if q.dim() == 4 and q.shape[2] > shortest:
             raise ValueError(f"{q.shape[2]} query tokens for a sequence of {shortest} tokens")
+
+    def group(self, q: torch.Tensor) -> int:
+        """Query heads to one K/V head; raises as `check`."""
+        self.check(q)
         return q.shape[1] // self.kv_heads
 
     def narrowed(self, rows: slice, tokens: int) -> KVView:

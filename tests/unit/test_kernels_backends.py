@@ -65,15 +65,21 @@ def test_what_a_backend_cannot_do_is_an_error_with_the_reason(
             call(make_query(view, 2, torch.bfloat16, *tokens), view, name)
 
 
-@pytest.mark.parametrize("name", [*PLAIN, "reference"])
+def test_dequant_refuses_queries_that_it_cannot_dequantize_to() -> None:
+    reason = BACKENDS["dequant+sdpa"].supports(make_view("int8"), torch.float64)
+    assert reason == "queries of torch.float64: it dequantizes to fp32, fp16, bf16"
+
+
+@pytest.mark.parametrize("name", [*PLAIN, "reference", "dequant+sdpa"])
 def test_every_backend_checks_its_queries(name: str) -> None:
-    view = make_view("fp32")
-    for call, shape in (
-        (backend(name).decode, (2, 3, 64)),
-        (backend(name).prefill, (2, 4, 41, 64)),
-    ):
-        with pytest.raises(ValueError, match="query"):
-            call(torch.zeros(shape), view)
+    """Also those of a longer batch, of which a loop over sequences would drop the last."""
+    view = make_view("int8" if name == "dequant+sdpa" else "fp32", lengths=(7, 40))
+    for call, tokens in ((backend(name).decode, ()), (backend(name).prefill, (2,))):
+        for shape in ((2, 3, *tokens, 64), (3, 4, *tokens, 64), (2, 4, *tokens, 32)):
+            with pytest.raises(ValueError, match=r"query heads|must be"):
+                call(torch.zeros(shape), view)
+    with pytest.raises(ValueError, match="8 query tokens for a sequence of 7"):
+        backend(name).prefill(torch.zeros(2, 4, 8, 64), view)
 
 
 @pytest.mark.parametrize("name", ["reference", "eager", "sdpa-math"])
@@ -112,8 +118,10 @@ def test_torch_raises_where_its_flash_kernel_cannot_and_takes_no_other() -> None
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION), pytest.raises(RuntimeError, match="No available"):
         F.scaled_dot_product_attention(q, q, v)
     view = make_view("fp32", k_dim=64, v_dim=32)
-    with pytest.raises(RuntimeError, match="No available"):
-        BACKENDS["sdpa-flash"].decode(make_query(view, 2, torch.float32), view)
+    flash = BACKENDS["sdpa-flash"]
+    for call, tokens in ((flash.decode, ()), (flash.prefill, (2,)), (flash.prefill, (40,))):
+        with pytest.raises(RuntimeError, match="No available"):
+            call(make_query(view, 2, torch.float32, *tokens), view)
 
 
 @pytest.mark.parametrize("head_dim", [8, 33, 256, 512])

@@ -48,7 +48,14 @@ def test_tensors_that_do_not_fit_are_refused(
 def test_queries_of_another_cache_are_refused(shape: tuple[int, ...], message: str) -> None:
     view = make_view("fp32", tokens=40, lengths=(30, 40))
     with pytest.raises(ValueError, match=message):
-        view.group(torch.zeros(shape))
+        view.check(torch.zeros(shape))
+
+
+def test_group_is_query_heads_to_a_kv_head() -> None:
+    view = make_view("fp32", kv_heads=2)
+    assert view.group(torch.zeros(2, 6, 64)) == 3
+    with pytest.raises(ValueError, match="query heads"):
+        view.group(torch.zeros(2, 5, 64))
 
 
 def test_dense_parts_copy_nothing_and_hold_every_valid_token() -> None:
@@ -60,8 +67,10 @@ def test_dense_parts_copy_nothing_and_hold_every_valid_token() -> None:
     for rows, part in parts:
         assert not part.ragged
         assert part.k.data_ptr() == view.k[rows].data_ptr()
-        assert part.k_scale is not None
-        assert part.k_scale.shape == part.k.shape[:3]
+        for scale, whole in ((part.k_scale, view.k_scale), (part.v_scale, view.v_scale)):
+            assert scale is not None
+            assert whole is not None
+            assert torch.equal(scale, whole[rows, :, : part.tokens])
 
 
 @pytest.mark.parametrize(("lengths", "tokens"), [(None, 40), ((40, 40), 40), ((9, 9), 9)])

@@ -38,7 +38,6 @@ from kvgauge_kernels import BACKENDS, AttentionBackend, KVView, oracle_decode
 COMPUTE_DTYPE_OF_QUANTIZED = torch.bfloat16
 # The oracle is for checking, not for timing.
 _NOT_TIMED = frozenset({"reference"})
-_HEADROOM = 2.5  # scratch copies of a dequantized or repeated cache
 _ASSUMED_BYTES_PER_S = {"cpu": 3e9, "cuda": 1e12}
 
 
@@ -108,7 +107,7 @@ class Decode:
         reason = backend.available(device.torch_device)
         if reason is not None:
             return Outcome("unsupported", predicted, "backend_unavailable", reason)
-        full = does_not_fit(int(predicted.kv_bytes * _HEADROOM), device, predicted)
+        full = does_not_fit(predicted.kv_bytes + _scratch_bytes(plan), device, predicted)
         if full is not None:
             return full
         cache, q = _filled_cache(plan, context), _random_query(plan, context)
@@ -197,6 +196,18 @@ def _query_for_last_token(q: torch.Tensor, view: KVView) -> torch.Tensor:
     if view.k_scale is not None:
         last = last * view.k_scale[:, :, -1].float().unsqueeze(-1)
     return last.repeat_interleave(q.shape[1] // view.kv_heads, dim=1).to(q.dtype)
+
+
+def _scratch_bytes(plan: CellPlan) -> int:
+    """What the hungriest step over one layer takes beside the cache, generously.
+
+    sdpa-math repeats K and V to the query heads in fp32; the others make at most a copy of a layer
+    in a wider dtype. The oracle's float64 copy of one head is less.
+    """
+    cell, layer = plan.cell, plan.shape.layers[0]
+    layer_bytes = cell_kv_bytes(plan) // (cell.layers_timed or len(plan.shape.layers))
+    group = layer.q_heads // layer.kv_heads if cell.backend == "sdpa-math" else 1
+    return layer_bytes * 4 * group
 
 
 def _timed(name: str) -> bool:
