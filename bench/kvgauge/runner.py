@@ -11,7 +11,7 @@ import torch
 
 from kvgauge.devices.probe import make_probe
 from kvgauge.devices.types import Device
-from kvgauge.errors import UserError
+from kvgauge.errors import UnsupportedLayout, UserError
 from kvgauge.formats import kv_format
 from kvgauge.schema import (
     MANIFEST_SCHEMA,
@@ -212,6 +212,8 @@ def _record(job: Job, context: Context, run_id: str, over_budget: str | None) ->
 def _measure(job: Job, context: Context) -> Outcome:
     try:
         return job.suite.measure(job.plan, context)
+    except UnsupportedLayout as error:
+        return Outcome("unsupported", job.suite.predict(job.plan), "layout", _one_line(error))
     except (torch.OutOfMemoryError, MemoryError) as error:
         return Outcome("oom", job.suite.predict(job.plan), "out_of_memory", _one_line(error))
     except Exception as error:  # one cell must not end the others

@@ -206,7 +206,7 @@ def _scratch_bytes(plan: CellPlan) -> int:
     """
     cell, layer = plan.cell, plan.shape.layers[0]
     layer_bytes = cell_kv_bytes(plan) // (cell.layers_timed or len(plan.shape.layers))
-    group = layer.q_heads // layer.kv_heads if cell.backend == "sdpa-math" else 1
+    group = layer.q_heads // max(1, layer.kv_heads) if cell.backend == "sdpa-math" else 1
     return layer_bytes * 4 * group
 
 
