@@ -122,7 +122,10 @@ def _fused(head: Headline, names: Names) -> Sentence:
         f"({say.layers(top.fast)}) takes {say.median_time(top.slow)} with {PLAIN} and "
         f"{say.median_time(top.fast)} with {FUSED}: {say.verdict(top)} ({say.interval(top)})"
     )
-    return Sentence(topic, text)
+    # One format must not speak for the others: a kernel may win in fp16 and lose in bf16.
+    same = [s for s in head.fused if s is not top and s.fast.model == top.fast.model]
+    others = "".join(f"; in {say.fmt(s.fast)} {say.verdict(s)}" for s in same)
+    return Sentence(topic, text + others)
 
 
 def _int8(head: Headline, names: Names) -> Sentence:
@@ -134,9 +137,9 @@ def _int8(head: Headline, names: Names) -> Sentence:
     if head.int8_time:
         top = max(head.int8_time, key=lambda s: say.deepest(s.fast))
         parts.append(
-            f"takes {times(1 / top.ratio)} its attention time ({say.backend(top.fast)} against "
-            f"{say.fmt(top.slow)} {say.backend(top.slow)}, {names.cache(top.fast)} "
-            f"{say.at_depth(top.fast)})"
+            f"takes {times(1 / top.ratio)} the attention time of the fastest 16-bit one "
+            f"({say.backend(top.fast)} against {say.fmt(top.slow)} {say.backend(top.slow)}, "
+            f"{names.cache(top.fast)} {say.at_depth(top.fast)})"
         )
     if not parts:
         return _absent(topic, say.absent(head, "memory", "attention"))

@@ -32,7 +32,7 @@ PLAIN = "eager"
 FUSED = "sdpa-flash"
 QUANTIZED = "int8"
 SIXTEEN_BIT = ("fp16", "bf16")
-"""What int8 is held against: the first of these that was measured."""
+"""What int8 is held against: bytes with the first that was measured, times with the fastest."""
 
 
 def headline(run: Run) -> Headline:
@@ -105,7 +105,7 @@ def int8_bytes(run: Run) -> tuple[BytesSaved, ...]:
         held.setdefault(setting(record), {}).setdefault(record.trace.depth_tokens, record)
     found = []
     for key, depths in held.items():
-        twin = _twin(key, held)
+        twin = next(iter(_twins(key, held)), None)
         common = depths.keys() & held[twin].keys() if twin else set[int]()
         if twin and common:
             quantized, plain = depths[max(common)], held[twin][max(common)]
@@ -114,17 +114,18 @@ def int8_bytes(run: Run) -> tuple[BytesSaved, ...]:
 
 
 def int8_speedups(run: Run) -> tuple[Speedup, ...]:
-    """For each setting in int8 that has a 16-bit twin (fp16, else bf16), at the largest depth with
-    complete `attention` times of both: the smallest time_s.median of the twin over all backends /
-    the smallest of int8. Under 1: int8 is slower.
+    """For each setting in int8 with a 16-bit twin (fp16, bf16), at the largest depth with complete
+    `attention` times of int8 and of every twin: the smallest time_s.median of all twins and backends
+    / the smallest of int8. Under 1: int8 is slower than the best that 16 bits do on this device.
     """
     times = _complete(run)
+    measured = {key for key, depths in _times(run).items() if depths}
     found = []
     for key, depths in times.items():
-        twin = _twin(key, times)
-        common = depths.keys() & times[twin].keys() if twin else set[int]()
-        if twin and common:
-            plain = _fastest(times[twin][max(common)].values())
+        twins = [times.get(twin, {}) for twin in _twins(key, measured)]
+        common = depths.keys() & set.intersection(*(set(t) for t in twins)) if twins else set[int]()
+        if common:
+            plain = _fastest(r for twin in twins for r in twin[max(common)].values())
             found.append(_speedup(plain, _fastest(depths[max(common)].values())))
     return tuple(found)
 
@@ -216,12 +217,10 @@ def _complete(run: Run) -> dict[Setting, dict[int, dict[str, Record]]]:
     return {key: depths for key, depths in kept.items() if depths}
 
 
-def _twin(key: Setting, known: Iterable[Setting]) -> Setting | None:
-    if key.format != QUANTIZED:
-        return None
+def _twins(key: Setting, known: Iterable[Setting]) -> list[Setting]:
     have = set(known)
-    twins = (key.in_format(name) for name in SIXTEEN_BIT)
-    return next((twin for twin in twins if twin in have), None)
+    twins = [key.in_format(name) for name in SIXTEEN_BIT] if key.format == QUANTIZED else []
+    return [twin for twin in twins if twin in have]
 
 
 def _speedup(slow: Record, fast: Record) -> Speedup:

@@ -81,14 +81,15 @@ def test_fused_over_eager_at_the_deepest_common_depth(run: Run) -> None:
         assert speedup.verdict == "faster"
 
 
-def test_int8_against_fp16(run: Run) -> None:
+def test_int8_against_the_fastest_of_16_bits(run: Run) -> None:
     lines, head = counted(run), headline(run)
     assert len(head.int8_time) == 3
     for speedup in head.int8_time:
         model = speedup.fast.model.name
-        plain, quantized = times(lines, model, "fp16"), times(lines, model, "int8")
-        depth = max(plain.keys() & quantized.keys())
-        expected = min(plain[depth].values()) / min(quantized[depth].values())
+        fp16, bf16, quantized = (times(lines, model, f) for f in ("fp16", "bf16", "int8"))
+        depth = max(fp16.keys() & bf16.keys() & quantized.keys())
+        plain = min(*fp16[depth].values(), *bf16[depth].values())
+        expected = plain / min(quantized[depth].values())
         assert speedup.ratio == expected < 1
         assert speedup.verdict == "slower"
     for saved in head.int8_bytes:
