@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -137,14 +139,14 @@ def report(
         raise UserError("report: say at least one of --html FILE, --pdf FILE, --md FILE")
     runs = [api.load_run(folder) for folder in run_dirs]
     written = {}
-    for path, write in (
-        (html, reports.write_html),
-        (pdf, reports.write_pdf),
-        (md, reports.write_markdown),
+    for kind, path, write in (
+        ("html", html, reports.write_html),
+        ("pdf", pdf, reports.write_pdf),
+        ("md", md, reports.write_markdown),
     ):
         if path is not None:
             write(runs, path)
-            written[path.suffix.lstrip(".")] = str(path)
+            written[kind] = str(path)
             display.note(f"wrote {path}")
     if as_json:
         _print_json({"written": written})
@@ -195,13 +197,10 @@ def baseline_make(
     """Make a baseline from one run or, better, several."""
     from kvgauge import api
     from kvgauge.gate.baseline import make_baseline
-    from kvgauge.store.folder import write_json_atomic
+    from kvgauge.store.folder import write_json
 
     made = make_baseline([api.load_run(folder) for folder in run_dirs])
-    try:
-        write_json_atomic(out, made.to_json())
-    except OSError as error:
-        raise UserError(f"{out}: {error.strerror}") from None
+    write_json(out, made.to_json())
     display.note(f"wrote {out}: {len(made.cells)} cells, {len(made.series)} timed")
     if as_json:
         _print_json({"written": str(out), "cells": len(made.cells), "series": len(made.series)})
@@ -224,6 +223,11 @@ def baseline_show(
 
 def main() -> None:
     """Run the command line and exit with the contract's code."""
+    # A terminal that cannot show a character shows another; a stop by the system is an interrupt.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    signal.signal(signal.SIGTERM, lambda _number, _frame: signal.raise_signal(signal.SIGINT))
     sys.exit(int(_run_app()))
 
 
@@ -264,8 +268,9 @@ def _fail(message: str, code: ExitCode) -> int:
 
 
 def _print_json(value: dict[str, Any]) -> None:
-    json.dump(value, sys.stdout, indent=1, allow_nan=False)
-    sys.stdout.write("\n")
+    # Whole or not at all: a value that JSON cannot hold must not leave half a document.
+    text = json.dumps(value, indent=1, allow_nan=False)
+    sys.stdout.write(text + "\n")
 
 
 def _new_run_dir(profile: str) -> Path:

@@ -55,6 +55,18 @@ class Options:
     budget_s: float | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed {self.seed}: must be between 0 and 2^63 - 1")
+        if self.budget_s is not None and not 0 <= self.budget_s < float("inf"):
+            raise UserError(f"--budget-s {self.budget_s}: must be a number of seconds, 0 or more")
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether the profile's own choice was changed by hand."""
+        chosen = (self.suites, self.models, self.backends, self.kv_formats)
+        return any((*chosen, self.think_tokens, self.batches))
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -89,10 +101,15 @@ def list_jobs(options: Options, device_kind: str) -> Jobs:
     for suite in active:
         left_out |= suite.missing(device_kind)
         request = _request(suite.name, options, chosen, models, device_kind)
+        plans = suite.plans(request)
+        if not plans:
+            left_out.setdefault(f"suite {suite.name}", "no cell of it fits this choice")
         jobs += [
             Job(suite, plan, suite.estimate_s(plan, chosen.criterion, device_kind))
-            for plan in suite.plans(request)
+            for plan in plans
         ]
+    # A model or a depth named twice is one cell.
+    jobs = list({job.plan.cell.cell_id: job for job in jobs}.values())
     _check_backends(options.backends, jobs)
     if not jobs:
         why = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
@@ -149,7 +166,8 @@ def _request(
     return Request(
         device_kind=device_kind,
         models=models,
-        traces=tuple(Trace(think_tokens=n) for n in options.think_tokens) or chosen.traces[suite],
+        traces=tuple(Trace(think_tokens=n) for n in options.think_tokens)
+        or chosen.traces.get(suite, chosen.traces["decode"]),
         kv_formats=options.kv_formats or chosen.kv_formats,
         backends=options.backends,
         batches=options.batches or chosen.batches,
@@ -251,4 +269,5 @@ def _manifest(
         versions=provenance.versions(),
         left_out=listed.left_out,
         cells=tuple(job.plan.cell.cell_id for job in listed.jobs),
+        narrowed=options.narrowed,
     )

@@ -27,6 +27,7 @@ Status = Literal[
     "crashed",
     "skipped",
 ]
+DeviceKind = Literal["cpu", "cuda"]
 RunStatus = Literal["running", "complete", "incomplete", "interrupted"]
 CacheState = Literal["cold", "hot"]
 
@@ -203,7 +204,7 @@ class BackendRef:
 class DeviceRef:
     """Where it ran."""
 
-    kind: str
+    kind: DeviceKind
     name: str
     index: int | None
 
@@ -260,6 +261,8 @@ class Manifest:
     """Backends and suites that this machine cannot run, each with the reason."""
     cells: tuple[str, ...]
     """The ids of all cells of the run, in order, measured or not."""
+    narrowed: bool = False
+    """Whether suites, models, formats, ... were chosen by hand: then the profile's others are not missed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kvgauge.schema import Run
-from kvgauge_reports.atomic import write_atomic
+from kvgauge.store.atomic import write_atomic
 from kvgauge_reports.html import render_html
 from kvgauge_reports.pdf import render_pdf
 from kvgauge_reports.sections import make_document

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -113,3 +115,31 @@ def test_a_closed_pipe_is_no_error() -> None:
     )  # fmt: skip
     assert "Traceback" not in done.stderr
     assert "Error" not in done.stderr
+
+
+def test_sigterm_ends_a_run_cleanly(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kvgauge", "run", "--suite", "footprint", "--model", "llama-3.1-8b",
+         "--device", "cpu", "--run-dir", str(run_dir)],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": ROOTS}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    records = run_dir / "records.jsonl"
+    deadline = time.monotonic() + 60
+    while not (records.exists() and records.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert json.loads((run_dir / "manifest.json").read_text())["status"] == "interrupted"
+    assert records.read_text().endswith("\n")
+
+
+def test_a_terminal_without_unicode_is_no_error() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "kvgauge", "plan", "llama-3.1-8b", "--think", "5"],
+        capture_output=True, timeout=60, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": ROOTS, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -83,7 +83,10 @@ def test_other_hardware_compares_bytes_alone() -> None:
 
 
 def test_a_new_cell_has_no_baseline() -> None:
-    assert verdict_of(record(cell(99))) == ("not_comparable", ExitCode.NOT_COMPARABLE)
+    run = run_of(record(cell(99)))
+    verdicts = compare(Run(replace(run.manifest, narrowed=True), run.records), base())
+    assert [v.kind for v in verdicts] == ["not_comparable"]
+    assert exit_code(verdicts) is ExitCode.NOT_COMPARABLE
 
 
 def test_a_failed_cell_is_missing() -> None:
@@ -95,9 +98,82 @@ def test_a_planned_cell_without_a_record_is_missing() -> None:
     assert exit_code(compare(run, base())) is ExitCode.INCOMPLETE
 
 
-def test_cells_that_were_not_planned_are_not_missed() -> None:
+def test_cells_left_out_by_hand_are_not_missed() -> None:
     two = make_baseline([run_of(record(), record(cell(4096)))])
-    assert [v.kind for v in compare(run_of(record()), two)] == ["same"]
+    whole = run_of(record())
+    by_hand = Run(replace(whole.manifest, narrowed=True), whole.records)
+    assert [v.kind for v in compare(by_hand, two)] == ["same"]
+    other_profile = Run(replace(whole.manifest, profile="nightly"), whole.records)
+    assert [v.kind for v in compare(other_profile, two)] == ["same"]
+
+
+def test_a_backend_that_disappears_is_missed() -> None:
+    two = make_baseline([run_of(record(), record(cell(backend="sdpa-flash")))])
+    verdicts = compare(run_of(record()), two)
+    assert [v.kind for v in verdicts] == ["same", "missing"]
+    assert exit_code(verdicts) is ExitCode.INCOMPLETE
+
+
+def test_a_time_that_disappears_is_missed() -> None:
+    measured = record().measured
+    assert measured is not None
+    assert verdict_of(replace(record(), measured=replace(measured, time_s=None)))[0] == "missing"
+
+
+@pytest.mark.parametrize("status", ["running", "interrupted"])
+def test_a_run_that_did_not_end_does_not_pass(status: str) -> None:
+    whole = run_of(record())
+    cut = Run(replace(whole.manifest, status=status), whole.records)  # type: ignore[arg-type]
+    assert exit_code(compare(cut, base())) is ExitCode.INCOMPLETE
+
+
+def test_the_whole_interval_must_lie_beyond_the_band() -> None:
+    """The median is 1.7 times the baseline's, the interval reaches down to it."""
+    assert verdict_of(record(times_s=(1.0, 1.0, 1.7, 1.8, 1.9)))[0] == "same"
+
+
+def test_half_the_range_of_the_baseline_widens_the_band() -> None:
+    """Runs at 1.0 and 1.6: center 1.3, half the range 0.3 of it, band twice that: up to 1.3 * 1.49."""
+    wide = make_baseline([run_of(slower(1.0)), run_of(slower(1.6))])
+    level = wide.series[0].clocks["seconds"]
+    assert level.half_range == pytest.approx((1.02 * 1.6 - 0.99) / 2 / 1.3, rel=0.02)
+
+
+def test_a_gpu_is_held_to_five_percent() -> None:
+    gpu = DeviceRef("cuda", "Some GPU", 0)
+    still = (1.0, 1.0, 1.0, 1.0, 1.0)
+    steady = make_baseline([run_of(record(device=gpu, times_s=still))])
+    for factor, kind in ((1.04, "same"), (1.08, "slower")):
+        now = record(device=gpu, times_s=tuple(t * factor for t in still))
+        assert [v.kind for v in compare(run_of(now), steady)] == [kind]
+
+
+def test_baselines_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(base().to_json()))
+    other = make_baseline([run_of(record(kv_bytes=7))])
+    (tmp_path / "b.json").write_text(json.dumps(other.to_json()))
+    with pytest.raises(NotComparable, match="disagree"):
+        load_baseline(tmp_path)
+    (tmp_path / "b.json").write_text(json.dumps(base().to_json()))
+    with pytest.raises(NotComparable, match="make one baseline"):
+        load_baseline(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("center", "half_range"), [(0.0, 0.1), (1e300, 0.1), (1.0, -1.0), (-1.0, 0.1)]
+)
+def test_a_baseline_with_impossible_times_is_refused(
+    tmp_path: Path, center: float, half_range: float
+) -> None:
+    made = base().to_json()
+    made["series"][0]["clocks"]["seconds"] = {"center": center, "half_range": half_range}
+    (tmp_path / "b.json").write_text(json.dumps(made))
+    with pytest.raises(UserError, match=r"b\.json"):
+        load_baseline(tmp_path)
+    del made["series"][0]["clocks"]["seconds"]
+    (tmp_path / "b.json").write_text(json.dumps(made))
+    with pytest.raises(UserError, match="must have seconds"):
+        load_baseline(tmp_path)
 
 
 def test_runs_that_disagree_on_bytes_make_no_baseline() -> None:

@@ -26,9 +26,8 @@ PLAIN = ["eager", "sdpa-math", "sdpa-flash"]
 
 
 def test_the_table_names_every_backend_once() -> None:
-    assert list(BACKENDS) == [
-        "reference", "eager", "sdpa-math", "sdpa-flash", "flash-attn", "dequant+sdpa"
-    ]  # fmt: skip
+    assert len({id(b) for b in BACKENDS.values()}) == len(BACKENDS)
+    assert next(iter(BACKENDS)) == "reference"
     assert all(backend(name).name == name for name in BACKENDS)
 
 

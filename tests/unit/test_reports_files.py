@@ -13,8 +13,8 @@ import pytest
 
 from kvgauge.errors import UserError
 from kvgauge.schema import Run, Trust
+from kvgauge.store.atomic import write_atomic
 from kvgauge_reports import six_lines, write_html, write_markdown, write_pdf
-from kvgauge_reports.atomic import write_atomic
 from kvgauge_reports.text import clean, markdown, number, ratio_of_bytes
 from runs_for_tests import GPU, HOSTILE, empty_run, hostile_run, make_run, troubled_run
 

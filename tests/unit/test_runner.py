@@ -203,6 +203,27 @@ def test_an_unknown_name_is_refused(wrong: dict[str, object]) -> None:
         runner.list_jobs(runner.Options(**wrong), "cpu")  # type: ignore[arg-type]
 
 
+def test_a_model_named_twice_is_measured_once() -> None:
+    once, twice = (
+        runner.list_jobs(runner.Options(models=("smollm2-135m",) * n), "cpu").jobs for n in (1, 2)
+    )
+    assert len(once) == len(twice)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"seed": -1}, {"seed": 2**63}, {"budget_s": float("nan")}, {"budget_s": -1.0}]
+)
+def test_an_option_that_cannot_be_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(UserError):
+        runner.Options(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_suite_without_a_fitting_cell_is_said() -> None:
+    listed = runner.list_jobs(runner.Options(think_tokens=(10,)), "cpu")
+    assert {job.suite.name for job in listed.jobs} == {"footprint", "decode"}
+    assert "suite model" in listed.left_out
+
+
 def test_the_50k_cell_is_listed_with_its_bytes() -> None:
     options = runner.Options(profile="standard", models=("llama-3.1-70b",))
     sizes = {

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from kvgauge.errors import UserError
-from kvgauge.store import reader
+from kvgauge.store import provenance, reader
+from kvgauge.store.atomic import write_atomic
 from kvgauge.store.folder import RunFolder
 from records_for_tests import cell, failed, record, run_of
 
@@ -98,6 +100,59 @@ def test_a_wrong_type_is_named_with_its_field(tmp_path: Path) -> None:
     (folder / "records.jsonl").write_text(text)
     with pytest.raises(UserError, match=r"records\.jsonl:1.*trace\.depth_tokens"):
         reader.load_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('"batch":1', '"batch":0', "trace.batch"),
+        ('"depth_tokens":1024', f'"depth_tokens":{10**30}', "depth_tokens"),
+        ('"median":1.0', '"median":0.0', "time_s"),
+        ('"n":5', '"n":6', "time_s"),
+        ('"flops_per_s":1000000000.0', '"flops_per_s":0.0', "probe"),
+        ('"kind":"cpu"', '"kind":"xpu"', "device.kind"),
+        ('"kv_bytes":1000', '"kv_bytes":-1', "kv_bytes"),
+    ],
+)
+def test_a_figure_that_cannot_be_is_refused(tmp_path: Path, old: str, new: str, says: str) -> None:
+    folder = written(tmp_path)
+    text = (folder / "records.jsonl").read_text()
+    assert old in text
+    (folder / "records.jsonl").write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=says) as caught:
+        reader.load_run(folder)
+    assert "records.jsonl:1" in str(caught.value)
+
+
+def test_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for target in (pipe, tmp_path, Path("/"), Path()):
+        with pytest.raises(UserError, match="not a file"):
+            write_atomic(target, b"x")
+    assert pipe.is_fifo()
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    folder = RunFolder(written(tmp_path))
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        folder.append(record())
+    with pytest.raises(UserError, match="No space left"):
+        folder.write_manifest(run_of().manifest)
+    assert {p.name for p in folder.path.iterdir()} == {"manifest.json", "records.jsonl"}
+
+
+def test_a_copy_in_another_repository_has_no_revision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "a/b/c/d/provenance.py"))
+    assert provenance.git_state() == (None, None)
 
 
 def test_sizes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 INT8_MAX = 127
@@ -19,3 +21,9 @@ def quantize_int8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
     stored = (values / scale.float().unsqueeze(-1)).round_().clamp_(-INT8_MAX, INT8_MAX)
     return stored.to(torch.int8), scale
+
+
+# By KV format; a format that is not here stores elements as they are.
+QUANTIZERS: dict[str, Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]] = {
+    "int8": quantize_int8,
+}

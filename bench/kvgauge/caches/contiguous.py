@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kvgauge.caches.codec import quantize_int8
+from kvgauge.caches.codec import QUANTIZERS
 from kvgauge.errors import UnsupportedLayout
 from kvgauge.shapes.types import LayerShape
 from kvgauge_kernels import KVView
@@ -21,7 +21,6 @@ STORAGE_DTYPE: dict[str, torch.dtype] = {
     "bf16": torch.bfloat16,
     "int8": torch.int8,
 }
-_SCALED = frozenset({"int8"})
 # A prime number of random rows, copied over and over: random data at the speed of a copy, and no
 # period that lines up with pages or heads.
 _POOL_ROWS = 4099
@@ -67,8 +66,8 @@ class ContiguousCache:
     def fill(self, generator: torch.Generator) -> None:
         """Write random data over everything, so that every page is really there."""
         for layer in self.layers:
-            _fill(layer.k, layer.k_scale, generator)
-            _fill(layer.v, layer.v_scale, generator)
+            _fill(self.format, layer.k, layer.k_scale, generator)
+            _fill(self.format, layer.v, layer.v_scale, generator)
 
 
 def allocate(
@@ -99,7 +98,7 @@ def _layer(
     dtype = STORAGE_DTYPE[kv_format]
 
     def scale() -> torch.Tensor | None:
-        if kv_format not in _SCALED:
+        if kv_format not in QUANTIZERS:
             return None
         return torch.empty(rows, dtype=torch.float16, device=device)
 
@@ -111,14 +110,19 @@ def _layer(
     )
 
 
-def _fill(target: torch.Tensor, scale: torch.Tensor | None, generator: torch.Generator) -> None:
+def _fill(
+    kv_format: str,
+    target: torch.Tensor,
+    scale: torch.Tensor | None,
+    generator: torch.Generator,
+) -> None:
     dim = target.shape[-1]
     pool = torch.randn(_POOL_ROWS, dim, generator=generator, device=generator.device)
     pool_scale: torch.Tensor | None = None
     if scale is None:
         pool = pool.to(target.dtype)
     else:
-        pool, pool_scale = quantize_int8(pool)
+        pool, pool_scale = QUANTIZERS[kv_format](pool)
     _tile(target.view(-1, dim), pool.to(target.device))
     if scale is not None and pool_scale is not None:
         _tile(scale.view(-1), pool_scale.to(target.device))

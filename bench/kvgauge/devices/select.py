@@ -19,6 +19,8 @@ def select_device(choice: str, index: int = 0) -> Device:
     Raises UserError for an unknown choice, for `cuda` without a usable GPU, and for `auto` where
     the driver sees a GPU that torch cannot use: a quiet CPU run would be taken for a GPU run.
     """
+    if index < 0:
+        raise UserError(f"--gpu {index}: must be 0 or more")
     if choice not in CHOICES:
         raise UserError(f"unknown device {choice!r}: one of {', '.join(CHOICES)}")
     if choice == "cpu":

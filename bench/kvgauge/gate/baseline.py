@@ -11,8 +11,8 @@ from typing import Any
 from kvgauge.errors import NotComparable, UserError
 from kvgauge.gate.clocks import CLOCKS, clock_values
 from kvgauge.measure.stats import median
-from kvgauge.schema import Record, Run
-from kvgauge.store.reader import decode, read_bounded
+from kvgauge.schema import DeviceKind, Record, Run
+from kvgauge.store.reader import check_numbers, decode, read_bounded
 
 BASELINE_SCHEMA = "kvgauge.baseline/1"
 _MAX_BASELINE_BYTES = 64 * 2**20
@@ -39,11 +39,13 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class CellBytes:
-    """A cell's bytes, the same on every machine."""
+    """A cell's bytes, the same on every machine, and the profile and device kind that had it."""
 
     cell_id: str
     label: str
     kv_bytes: int
+    profile: str
+    device_kind: DeviceKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,13 @@ def make_baseline(runs: Sequence[Run]) -> Baseline:
         for record in run.latest():
             if record.status != "ok" or record.measured is None or record.measured.kv_bytes is None:
                 continue
-            cell = CellBytes(record.cell_id, label(record), record.measured.kv_bytes)
+            cell = CellBytes(
+                record.cell_id,
+                label(record),
+                record.measured.kv_bytes,
+                run.manifest.profile,
+                record.device.kind,
+            )
             known = by_cell.setdefault(record.cell_id, cell)
             if known.kv_bytes != cell.kv_bytes:
                 raise NotComparable(
@@ -94,10 +102,14 @@ def load_baseline(path: str | Path) -> Baseline:
     Raises NotComparable where there is none, UserError where a file is not a baseline.
     """
     place = Path(path)
-    files = sorted(place.glob("*.json")) if place.is_dir() else [place]
-    if not files or not files[0].exists():
-        raise NotComparable(f"no baseline at {place}: make one with `kvgauge baseline make`")
+    try:
+        files = sorted(place.glob("*.json")) if place.is_dir() else [place]
+        if not files or not files[0].exists():
+            raise NotComparable(f"no baseline at {place}: make one with `kvgauge baseline make`")
+    except OSError as error:
+        raise UserError(f"{place}: {error.strerror}") from None
     parts = [_load_file(file) for file in files]
+    _check_agreement(parts, files)
     return Baseline(
         BASELINE_SCHEMA,
         tuple(name for part in parts for name in part.made_from),
@@ -125,7 +137,29 @@ def _load_file(path: Path) -> Baseline:
         raise UserError(
             f"{path}: schema {baseline.schema!a}, this kvgauge reads {BASELINE_SCHEMA!r}"
         )
+    check_numbers(baseline.to_json(), str(path))
+    for series in baseline.series:
+        if set(series.clocks) != set(CLOCKS):
+            raise UserError(f"{path}: series {series.series_id!a} must have {', '.join(CLOCKS)}")
+        if any(not c.center > 0 or c.half_range < 0 for c in series.clocks.values()):
+            raise UserError(f"{path}: series {series.series_id!a} has a time that is not above 0")
     return baseline
+
+
+def _check_agreement(parts: Sequence[Baseline], files: Sequence[Path]) -> None:
+    known: dict[str, tuple[int, Path]] = {}
+    timed: dict[str, Path] = {}
+    for part, file in zip(parts, files, strict=True):
+        for cell in part.cells:
+            kv_bytes, where = known.setdefault(cell.cell_id, (cell.kv_bytes, file))
+            if kv_bytes != cell.kv_bytes:
+                raise NotComparable(f"{where} and {file} disagree on the bytes of {cell.label!a}")
+        for series in part.series:
+            if timed.setdefault(series.series_id, file) != file:
+                raise NotComparable(
+                    f"{timed[series.series_id]} and {file} both have times on {series.device!a}: "
+                    "make one baseline of all runs"
+                )
 
 
 def _series(records: Sequence[Record]) -> Series | None:

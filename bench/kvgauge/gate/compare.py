@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 
 from kvgauge.errors import ExitCode
 from kvgauge.gate.baseline import Baseline, CellBytes, Series, label
@@ -25,12 +26,10 @@ def compare(run: Run, baseline: Baseline) -> tuple[Verdict, ...]:
     elsewhere = {s.cell_id for s in baseline.series}
     done = {record.cell_id: record for record in run.latest()}
     verdicts = [_judge(r, known.get(r.cell_id), series, elsewhere) for r in done.values()]
-    planned = set(run.manifest.cells)
-    verdicts += [
-        Verdict(c.cell_id, c.label, "missing", "planned, in the baseline, but not measured", {})
-        for c in baseline.cells
-        if c.cell_id in planned and c.cell_id not in done
-    ]
+    verdicts += _unmeasured(run, baseline, done.keys())
+    if run.manifest.status in ("running", "interrupted"):
+        why = f"the manifest says {run.manifest.status}: the run did not end"
+        verdicts.append(Verdict("", "the run", "missing", why, {}))
     return tuple(verdicts)
 
 
@@ -44,6 +43,24 @@ def exit_code(verdicts: Sequence[Verdict]) -> ExitCode:
     if not kinds or "not_comparable" in kinds:
         return ExitCode.NOT_COMPARABLE
     return ExitCode.DONE
+
+
+def _unmeasured(run: Run, baseline: Baseline, done: AbstractSet[str]) -> list[Verdict]:
+    """Cells of the baseline that this run should have measured: a lost backend must not pass."""
+    manifest, planned = run.manifest, set(run.manifest.cells)
+    found = []
+    for cell in {c.cell_id: c for c in baseline.cells}.values():
+        if cell.cell_id in done:
+            continue
+        same_plan = (cell.profile, cell.device_kind) == (manifest.profile, manifest.device.kind)
+        if cell.cell_id in planned:
+            why = "planned, in the baseline, but not measured"
+        elif same_plan and not manifest.narrowed:
+            why = "in the baseline of this profile, but not planned here"
+        else:
+            continue
+        found.append(Verdict(cell.cell_id, cell.label, "missing", why, {}))
+    return found
 
 
 def _judge(
@@ -64,13 +81,15 @@ def _judge(
             baseline_kv_bytes=cell.kv_bytes,
         )
     values = clock_values(record)
+    level = series.get(record.series_id)
     if values is None:
+        if level is not None:
+            return verdict("missing", "bytes equal; the baseline has a time, this run has none")
         return verdict("same", "bytes equal", kv_bytes=cell.kv_bytes)
     if not record.trust.ok:
         return verdict(
             "undecided", f"bytes equal; time disturbed ({', '.join(record.trust.flags)})"
         )
-    level = series.get(record.series_id)
     if level is None:
         where = "other hardware" if record.cell_id in elsewhere else "no time"
         return verdict("not_comparable", f"bytes equal; the baseline has {where} for this cell")

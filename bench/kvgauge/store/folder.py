@@ -10,6 +10,7 @@ from typing import Any
 
 from kvgauge.errors import UserError
 from kvgauge.schema import Manifest, Record
+from kvgauge.store.atomic import write_atomic
 
 MANIFEST = "manifest.json"
 RECORDS = "records.jsonl"
@@ -39,23 +40,23 @@ class RunFolder:
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Replace the manifest at once: a reader sees the old one or the new one, whole."""
-        write_json_atomic(self.path / MANIFEST, asdict(manifest))
+        write_json(self.path / MANIFEST, asdict(manifest))
 
     def append(self, record: Record) -> None:
-        """Add one line and wait until it is on disk."""
+        """Add one line and wait until it is on disk; raises UserError where the disk refuses."""
         line = json.dumps(record.to_json(), allow_nan=False, separators=(",", ":"))
-        with (self.path / RECORDS).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        path = self.path / RECORDS
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot write: {error.strerror}; earlier cells are kept"
+            ) from None
 
 
-def write_json_atomic(path: Path, value: dict[str, Any]) -> None:
-    """Write JSON beside `path` and move it there once it is on disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write JSON, whole or not at all; raises UserError where that is not possible."""
+    write_atomic(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())

@@ -34,6 +34,10 @@ def versions() -> dict[str, str]:
 
 def git_state() -> tuple[str | None, bool | None]:
     """Revision of this source tree and whether it differs from it; None outside a checkout."""
+    top = _git("rev-parse", "--show-toplevel")
+    # A copy inside someone else's repository must not pass their revision for ours.
+    if top is None or Path(top.strip()).resolve() != Path(__file__).resolve().parents[3]:
+        return None, None
     revision = _git("rev-parse", "HEAD")
     if revision is None:
         return None, None

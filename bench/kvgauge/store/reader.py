@@ -14,6 +14,8 @@ from kvgauge.store.folder import MANIFEST, RECORDS
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_RECORDS_BYTES = 512 * 2**20
 MAX_LINE_BYTES = 4 * 2**20
+MAX_NUMBER = 1e24
+MAX_SAMPLES = 10_000
 
 T = TypeVar("T")
 
@@ -74,4 +76,41 @@ def _record(line: bytes, where: str) -> Record:
     record = decode(line, Record, where)
     if record.schema != SCHEMA:
         raise UserError(f"{where}: schema {record.schema!a}, this kvgauge reads {SCHEMA!r}")
+    check_numbers(record.to_json(), where)
+    _check_record(record, where)
     return record
+
+
+def check_numbers(value: object, where: str, field: str = "") -> None:
+    """Refuse numbers that no machine gives: arithmetic on them would overflow later, elsewhere."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            check_numbers(inner, where, f"{field}.{name}" if field else name)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            check_numbers(inner, where, field)
+    elif isinstance(value, (int, float)) and not abs(value) <= MAX_NUMBER:
+        raise UserError(f"{where}: {field} must be between -1e24 and 1e24")
+
+
+def _check_record(record: Record, where: str) -> None:
+    trace, measured, probe = record.trace, record.measured, record.probe
+    least = {
+        "trace.batch": trace.batch - 1, "trace.depth_tokens": trace.depth_tokens,
+        "trace.prompt": trace.prompt, "trace.think": trace.think, "trace.answer": trace.answer,
+        "predicted.kv_bytes": record.predicted.kv_bytes,
+    }  # fmt: skip
+    for field, value in least.items():
+        if value < 0:
+            raise UserError(f"{where}: {field} is too small")
+    if measured is not None and measured.time_s is not None:
+        time = measured.time_s
+        if not 1 <= len(time.samples) == time.n <= MAX_SAMPLES:
+            raise UserError(f"{where}: measured.time_s must hold n samples, 1 to {MAX_SAMPLES}")
+        if min(*time.samples, time.median, time.low, time.high) <= 0:
+            raise UserError(f"{where}: measured.time_s must be above 0")
+    if probe is not None and min(
+        probe.read_bytes_per_s, probe.copy_bytes_per_s, probe.flops_per_s,
+        *probe.read_samples_bytes_per_s,
+    ) <= 0:  # fmt: skip
+        raise UserError(f"{where}: probe rates must be above 0")

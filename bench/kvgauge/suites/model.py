@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvgauge.caches.contiguous import STORAGE_DTYPE
-from kvgauge.errors import UserError
 from kvgauge.formats import kv_format
 from kvgauge.formula.moved import Operation, decode_operations, total_bytes, total_flops
 from kvgauge.measure.sampler import Criterion
@@ -65,13 +64,16 @@ class Model:
         return {name: reason for name, reason in reasons.items() if reason is not None}
 
     def plans(self, request: Request) -> Sequence[CellPlan]:
-        """The depths in rising order for each model, format and attention: one trace, visited."""
-        if self.missing(request.device_kind):
+        """The depths in rising order for each model, format and attention: one trace, visited.
+
+        One request at a time, and no depth within the prompt: other choices have no cell here.
+        """
+        if self.missing(request.device_kind) or 1 not in request.batches:
             return []
         asked = tuple(f for f in request.kv_formats if f in _NATIVE)
         formats = asked if request.explicit_formats else _FORMATS[request.device_kind]
         backends = [n for n in _ATTENTION if not request.backends or n in request.backends]
-        depths = sorted({trace.depth_tokens for trace in request.traces})
+        depths = sorted({t.depth_tokens for t in request.traces if t.depth_tokens >= PROMPT_TOKENS})
         return [
             CellPlan(_cell(shape.name, shape.shape_id, fmt, backend, depth), shape)
             for shape in request.models
@@ -139,10 +141,6 @@ class Model:
 
 
 def _cell(model: str, shape_id: str, fmt: str, backend: str, depth: int) -> Cell:
-    if depth < PROMPT_TOKENS:
-        raise UserError(
-            f"suite model: depth {depth} is less than the prompt's {PROMPT_TOKENS} tokens"
-        )
     return Cell(
         suite="model",
         scope="engine",
