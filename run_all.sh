@@ -317,7 +317,7 @@ measure() {
     say "comparing with results/baselines"
     kvgauge gate "$run_dir" --baseline "$root/results/baselines" || gate=$?
     if ((gate == 3)); then
-        printf 'Nothing to compare with yet. To make a baseline of this run:\n    %q baseline make %q --out %q\n' \
+        printf 'The baseline has no times of this machine (or there is none). To make one of this run:\n    %q baseline make %q --out %q\n' \
             "$venv/bin/kvgauge" "$run_dir" "$root/results/baselines/$profile-$(uname -n).json"
     elif ((gate)); then
         keep_code "$gate"
