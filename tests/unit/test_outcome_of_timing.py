@@ -1,0 +1,97 @@
+"""A time's ratios and its physics, on a clock and a probe that say what the test says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import cast
+
+import pytest
+
+from kvgauge.devices.cpu import CpuDevice
+from kvgauge.devices.probe import DeviceProbe
+from kvgauge.formula.moved import Operation
+from kvgauge.measure.sampler import Criterion
+from kvgauge.schema import BackendRef, Measurement, Prediction
+from kvgauge.suites.timing import timed_outcome
+from kvgauge.suites.types import Context, Outcome
+
+US = 1e-6
+# 4000 bytes and 300 operations; at 2e9 bytes and 1e9 operations a second memory takes longer.
+OPERATIONS = [Operation("a", 3000, 100), Operation("b", 1000, 200)]
+
+
+class ToldDevice(CpuDevice):
+    """A CPU whose clock says what the test says."""
+
+    def __init__(self, times_s: Iterator[float]) -> None:
+        super().__init__()
+        self._times_s = times_s
+
+    def timed(self, step: Callable[[], object]) -> float:
+        step()
+        return next(self._times_s)
+
+
+class ToldProbe:
+    """Reads at 2 GB/s but for one outlier each way; copies at a third of that."""
+
+    def __init__(self) -> None:
+        self._reads = iter([2e9, 1e9, 2e9, 2.1e9, 2e9])
+
+    def read_bytes_per_s(self) -> float:
+        return next(self._reads)
+
+    def copy_bytes_per_s(self) -> float:
+        return 7e8
+
+    def flops_per_s(self) -> float:
+        return 1e9
+
+
+def outcome(times_s: list[float], tokens: int | None = None) -> Outcome:
+    criterion = Criterion(1e-9, min_samples=5, max_samples=5, budget_s=60, max_warmup=1)
+    device = ToldDevice(iter([9 * US, *times_s]))  # the first is warm-up
+    context = Context(device, cast(DeviceProbe, ToldProbe()), criterion, seed=0)
+    proven = Measurement(kv_bytes=4000, max_error=0.0)
+    ref = BackendRef("made-up", "1", "aten::none")
+    predicted = Prediction(4000, 4000, 300)
+    return timed_outcome(lambda: None, context, OPERATIONS, predicted, proven, ref, tokens)
+
+
+SAMPLES = [4 * US, 4 * US, 3.9 * US, 30 * US, 4.1 * US]  # median 4, mean 9.2
+
+
+def test_ratios_are_against_the_read_probe_and_the_median() -> None:
+    found = outcome(SAMPLES)
+    assert (found.status, found.reason_code) == ("ok", None)
+    assert found.ratio is not None
+    assert found.measured is not None
+    assert found.measured.bytes_per_s == pytest.approx(1e9)  # 4000 bytes in 4 µs
+    assert found.ratio.bandwidth == pytest.approx(0.5)  # of the 2 GB/s that the probe read
+    assert found.predicted.floor_s == pytest.approx(2 * US)  # 1.5 and 0.5 µs of memory
+    assert found.ratio.floor == pytest.approx(2.0)
+    assert found.ratio.kv_bytes == 1
+    assert found.probe is not None
+    assert (found.probe.read_bytes_per_s, found.probe.copy_bytes_per_s) == (2e9, 7e8)
+    assert found.probe.read_samples_bytes_per_s == (2e9, 1e9, 2e9, 2.1e9, 2e9)
+    assert found.measured.time_s is not None
+    assert found.measured.time_s.samples == tuple(SAMPLES)
+
+
+def test_tokens_a_second_are_those_of_the_median_step() -> None:
+    found = outcome(SAMPLES, tokens=3)
+    assert found.measured is not None
+    assert found.measured.tokens_per_s == pytest.approx(750_000)
+    none = outcome(SAMPLES).measured
+    assert none is not None
+    assert none.tokens_per_s is None
+
+
+def test_a_time_that_the_memory_does_not_allow_is_invalid() -> None:
+    # The best read, 2.1 GB/s, with a quarter of margin: 4000 bytes take 1.524 µs at the least.
+    possible, impossible = outcome([1.53 * US] * 5), outcome([1.52 * US] * 5)
+    assert (possible.status, possible.reason_code) == ("ok", None)
+    assert (impossible.status, impossible.reason_code) == ("invalid", "faster_than_physics")
+    assert "4000 bytes" in str(impossible.reason)
+    assert impossible.measured is not None
+    assert impossible.measured.time_s is not None
