@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from kvgauge_reports.text import clean
 if TYPE_CHECKING:
     import pandas as pd
 
+_NUMBER = re.compile(" #")
 COLUMNS = (
     "cell_id",
     "scope",
@@ -50,12 +52,23 @@ def model_names(run: Run) -> dict[tuple[str, str], str]:
     models = dict.fromkeys((r.model.name, r.model.shape_id) for r in run.records)
     shared = Counter(clean(name, 60) for name, _ in models)
     names: dict[tuple[str, str], str] = {}
+    # How many names so far are a text, or that text with ` #` and more behind it.
+    same: Counter[str] = Counter()
+    taken: set[str] = set()
+    last: dict[str, int] = {}
     for name, shape in models:
         shown = clean(name, 60)
         if shared[shown] > 1:
             shown = f"{shown} [{clean(shape, 12)}]"
-        same = sum(other == shown or other.startswith(f"{shown} #") for other in names.values())
-        names[name, shape] = f"{shown} #{same + 1}" if same else shown
+        given = shown
+        if same[shown]:
+            n = max(same[shown], last.get(shown, 0)) + 1
+            while f"{shown} #{n}" in taken:
+                n += 1
+            given, last[shown] = f"{shown} #{n}", n
+        taken.add(given)
+        same.update((given, *(given[: mark.start()] for mark in _NUMBER.finditer(given))))
+        names[name, shape] = given
     return names
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from kvgauge.schema import Record, Run
 from kvgauge_reports import select
@@ -217,10 +217,9 @@ def _complete(run: Run) -> dict[Setting, dict[int, dict[str, Record]]]:
     return {key: depths for key, depths in kept.items() if depths}
 
 
-def _twins(key: Setting, known: Iterable[Setting]) -> list[Setting]:
-    have = set(known)
+def _twins(key: Setting, known: Container[Setting]) -> list[Setting]:
     twins = [key.in_format(name) for name in SIXTEEN_BIT] if key.format == QUANTIZED else []
-    return [twin for twin in twins if twin in have]
+    return [twin for twin in twins if twin in known]
 
 
 def _speedup(slow: Record, fast: Record) -> Speedup:

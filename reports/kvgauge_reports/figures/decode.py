@@ -32,32 +32,30 @@ class Panel:
     floors: tuple[Series, ...]
 
 
-def panels(frame: pd.DataFrame) -> list[Panel]:
-    """One panel a setting of scope `attention`, in the run's order.
+def panels(frame: pd.DataFrame, at_most: int | None = None) -> list[Panel]:
+    """One panel a setting of scope `attention`, in the run's order; the first `at_most` of them.
 
     It shows one plain format (fp16, else bf16, else the first measured) and int8 beside it: time_s
     medians and intervals in seconds against depth_tokens, records that do not count included and
     marked as such. The floor of a format is the median of its counted records' floor_s at a depth.
     """
-    timed = frame[
-        (frame["scope"] == "attention") & frame["time_s"].notna() & (frame["depth_tokens"] > 0)
-    ]
+    timed = _timed(frame)
+    titles = _titles(timed)[:at_most]
     found = []
-    for title, rows in timed.groupby("panel", sort=False):
+    for title, rows in timed[timed["panel"].isin(titles)].groupby("panel", sort=False):
         shown = rows[rows["format"].isin(_formats(list(rows["format"].unique())))]
-        if shown["counted"].astype(bool).any():
-            times = tuple(_times(part) for _, part in _by(shown, "format", "backend"))
-            floors = tuple(_floor(part) for _, part in _by(shown, "format"))
-            found.append(Panel(str(title), times, tuple(f for f in floors if f.x)))
+        times = tuple(_times(part) for _, part in _by(shown, "format", "backend"))
+        floors = tuple(_floor(part) for _, part in _by(shown, "format"))
+        found.append(Panel(str(title), times, tuple(f for f in floors if f.x)))
     return found
 
 
 def figures(frame: pd.DataFrame) -> list[Figure]:
     """As many figures of at most `style.MAX_PANELS` panels as are needed, up to `MAX_FIGURES`."""
-    every = panels(frame)
     size = style.MAX_PANELS
-    pages = [every[i : i + size] for i in range(0, len(every), size)][:MAX_FIGURES]
-    hidden = len(every) - sum(len(page) for page in pages)
+    drawn = panels(frame, size * MAX_FIGURES)
+    pages = [drawn[i : i + size] for i in range(0, len(drawn), size)]
+    hidden = len(_titles(_timed(frame))) - len(drawn)
     return [_figure(page, n, len(pages), hidden) for n, page in enumerate(pages, 1)]
 
 
@@ -113,6 +111,24 @@ def _draw(ax: Axes, panel: Panel) -> None:
     ax.set_title(style.wrapped(panel.title))
     ax.set_xlabel("tokens in the cache")
     ax.set_ylabel("ms a step")
+
+
+def _timed(frame: pd.DataFrame) -> pd.DataFrame:
+    timed = frame["time_s"].notna() & (frame["depth_tokens"] > 0)
+    return frame[(frame["scope"] == "attention") & timed]
+
+
+def _titles(timed: pd.DataFrame) -> list[str]:
+    """The settings with a time that counts in a format that is shown, in the run's order."""
+    counted: dict[str, dict[str, bool]] = {}
+    for title, fmt, counts in zip(timed["panel"], timed["format"], timed["counted"], strict=True):
+        formats = counted.setdefault(title, {})
+        formats[fmt] = formats.get(fmt, False) or bool(counts)
+    return [
+        title
+        for title, formats in counted.items()
+        if any(formats.get(fmt, False) for fmt in _formats(list(formats)))
+    ]
 
 
 def _times(rows: pd.DataFrame) -> Series:

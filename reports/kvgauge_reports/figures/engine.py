@@ -57,10 +57,10 @@ def ceiling_series(frame: pd.DataFrame) -> list[Series]:
 def figures(frame: pd.DataFrame) -> list[Figure]:
     """One figure; none where no real model ran."""
     pairs = growth.held_and_formula(frame, SCOPE)[: style.MAX_SERIES]
-    speeds = [s for s in speed_series(frame) if any(s.counted)][: style.MAX_SERIES]
+    shown = _first_counted(frame, style.MAX_SERIES)
+    speeds, ceilings = speed_series(shown), ceiling_series(shown)
     if not pairs and not speeds:
         return []
-    ceilings = ceiling_series(frame) if speeds else []
     panels = int(bool(pairs)) + int(bool(speeds))
 
     def draw(canvas: Canvas, columns: int) -> None:
@@ -111,6 +111,15 @@ def _timed(frame: pd.DataFrame) -> pd.DataFrame:
     speed = frame["tokens_per_s"].astype(float) > 0
     timed = frame["time_s"].notna() & (frame["depth_tokens"] > 0)
     return frame[(frame["scope"] == SCOPE) & speed & timed]
+
+
+def _first_counted(frame: pd.DataFrame, at_most: int) -> pd.DataFrame:
+    """The rows of the first settings, formats and backends of which a speed counts."""
+    timed = _timed(frame)
+    keys = list(zip(timed["panel"], timed["format"], timed["backend"], strict=True))
+    counted = {key for key, counts in zip(keys, timed["counted"], strict=True) if counts}
+    first = set([key for key in dict.fromkeys(keys) if key in counted][:at_most])
+    return timed.iloc[[i for i, key in enumerate(keys) if key in first]]
 
 
 def _alt(pairs: list[tuple[Series, Series]], speeds: list[Series]) -> str:

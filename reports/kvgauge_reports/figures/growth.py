@@ -27,11 +27,10 @@ def held_and_formula(frame: pd.DataFrame, scope: str = "memory") -> list[tuple[S
     merged: dict[
         tuple[str, tuple[float, ...], tuple[float, ...], tuple[float, ...]], list[str]
     ] = {}
-    for (title, fmt), rows in _counted(frame, scope).groupby(["panel", "format"], sort=False):
-        rows = rows.drop_duplicates("depth_tokens").sort_values("depth_tokens")
-        x, held = numbers(rows["depth_tokens"]), numbers(rows["held_bytes"])
-        key = (str(title), x, held, numbers(rows["formula_bytes"]))
-        merged.setdefault(key, []).append(str(fmt))
+    for (title, fmt), points in _points(_counted(frame, scope)).items():
+        x = tuple(sorted(points))
+        held, formula = (tuple(points[depth][i] for depth in x) for i in (0, 1))
+        merged.setdefault((title, x, held, formula), []).append(fmt)
     return [
         (
             Series(panel, " = ".join(formats), x, held),
@@ -39,6 +38,17 @@ def held_and_formula(frame: pd.DataFrame, scope: str = "memory") -> list[tuple[S
         )
         for (panel, x, held, formula), formats in merged.items()
     ]
+
+
+def _points(rows: pd.DataFrame) -> dict[tuple[str, str], dict[float, tuple[float, float]]]:
+    """(panel, format) -> depth -> held and formula bytes, the first row of a depth."""
+    found: dict[tuple[str, str], dict[float, tuple[float, float]]] = {}
+    # One pass: a frame of its own for each of thousands of settings would take minutes.
+    columns = ("panel", "format", "depth_tokens", "held_bytes", "formula_bytes")
+    for title, fmt, depth, held, formula in zip(*(rows[c] for c in columns), strict=True):
+        points = found.setdefault((str(title), str(fmt)), {})
+        points.setdefault(float(depth), (float(held), float(formula)))
+    return found
 
 
 def ratios(frame: pd.DataFrame) -> list[Series]:
