@@ -115,7 +115,7 @@ def run(
         return
     folder = RunFolder.create(run_dir or _new_run_dir(profile))
     with display.Progress(jobs) as progress:
-        result = runner.execute(options, chosen, folder, sys.argv, progress.show)
+        result = runner.execute(options, chosen, folder, ["kvgauge", *sys.argv[1:]], progress.show)
     display.print_run(result, folder.path)
     if as_json:
         _print_json({"run_dir": str(folder.path), "status": result.manifest.status})

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from kvgauge.gate.baseline import Baseline
     from kvgauge.runner import Job, Jobs
 
-_QUIET_VERDICTS = frozenset({"same"})
+# Every one of these is shown; of the others a few.
+_LOUD_VERDICTS = frozenset({"slower", "bytes_differ", "missing"})
+_SHOWN_OF_A_KIND = 3
 
 
 _WIDTH_OF_FILES = 160
@@ -213,12 +215,20 @@ def verdict_row(verdict: Verdict) -> dict[str, Any]:
 
 
 def print_verdicts(verdicts: Sequence[Verdict], code: ExitCode, *, explain: bool) -> None:
-    """The notable verdicts, or all of them, and what they come to."""
+    """What went wrong, a few of the rest (all with `explain`), and what they come to."""
     console = _out()
+    shown: Counter[str] = Counter()
     for verdict in verdicts:
-        if explain or verdict.kind not in _QUIET_VERDICTS:
-            line = f"{verdict.kind:>14}  {verdict.label}: {verdict.reason}"
-            console.print(escape(line), soft_wrap=True, highlight=False)
+        if not explain:
+            shown[verdict.kind] += verdict.kind not in _LOUD_VERDICTS
+            if verdict.kind == "same" or shown[verdict.kind] > _SHOWN_OF_A_KIND:
+                continue
+        line = f"{verdict.kind:>14}  {verdict.label}: {verdict.reason}"
+        console.print(escape(line), soft_wrap=True, highlight=False)
+    for kind, count in shown.items():
+        if kind != "same" and count > _SHOWN_OF_A_KIND:
+            more = count - _SHOWN_OF_A_KIND
+            console.print(f"{kind:>14}  {more} more, see --explain", highlight=False)
     counts = Counter(verdict.kind for verdict in verdicts)
     text = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in counts.items())
     console.print(f"gate: {text or 'no cell'} (exit {int(code)})", highlight=False)
