@@ -201,7 +201,9 @@ def baseline_make(
 
     made = make_baseline([api.load_run(folder) for folder in run_dirs])
     write_json(out, made.to_json())
-    display.note(f"wrote {out}: {len(made.cells)} cells, {len(made.series)} timed")
+    display.note(f"wrote {out}: {len(made.cells)} cells, {len(made.series)} with times that count")
+    if len(run_dirs) == 1:
+        display.note("one run does not know how far runs differ: give several, of different times")
     if as_json:
         _print_json({"written": str(out), "cells": len(made.cells), "series": len(made.series)})
 

@@ -121,6 +121,8 @@ class Measurement:
     time_s: Timing | None = None
     tokens_per_s: float | None = None
     bytes_per_s: float | None = None
+    cpu_taken: float | None = None
+    """Share of the machine's core time that others took while this was sampled; None on a GPU."""
     cache_state: CacheState | None = None
     max_error: float | None = None
     """Largest difference from the float64 oracle, relative to the largest value of the oracle."""

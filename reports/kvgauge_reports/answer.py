@@ -21,6 +21,9 @@ from kvgauge_reports.text import (
     token_bytes,
 )
 
+# Where more of the cells are flagged, the run says that the machine was busy.
+BUSY_SHARE = 0.25
+
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
@@ -90,6 +93,8 @@ def _cells(head: Headline) -> str:
     if c.unreached:
         parts.append(f"{count(c.unreached)} never reached")
     tail = f"; {', '.join(parts)}" if parts else ""
+    if c.ok - c.counted > c.total * BUSY_SHARE:
+        tail += ": the machine was busy, take its times as indications"
     return f"{count(c.counted)} of {plural(c.total, 'cell')} measured and trusted{tail}"
 
 

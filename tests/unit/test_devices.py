@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,30 @@ def test_a_probe_gives_rates_that_a_memory_can_have() -> None:
     assert 1e8 < probe.flops_per_s() < 1e14
     # It must evict what the sample will read.
     assert probe.source.nbytes >= 4 * CpuDevice().last_level_cache_bytes
+
+
+def test_time_that_others_take_is_counted_and_our_own_is_not() -> None:
+    device = CpuDevice()
+    if device.cpu_taken_s() is None:
+        pytest.skip("this system has no /proc/stat")
+    neighbour = "import time\nend = time.monotonic() + 1.0\nwhile time.monotonic() < end: pass"
+    before = device.cpu_taken_s()
+    subprocess.run([sys.executable, "-c", neighbour], check=True)
+    after = device.cpu_taken_s()
+    assert before is not None
+    assert after is not None
+    assert after - before >= 0.3  # a child is another process, however little of a core it got
+
+
+def test_stolen_time_counts_and_idle_time_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "_PROC", tmp_path)
+    monkeypatch.setattr(os, "times", lambda: types.SimpleNamespace(user=1.0, system=0.5))
+    ticks = os.sysconf("SC_CLK_TCK")
+    fields = [2 * ticks, 0, ticks, 99 * ticks, 7 * ticks, 0, 0, 4 * ticks, 0, 0]
+    (tmp_path / "stat").write_text("cpu  " + " ".join(map(str, fields)) + "\ncpu0 1 2 3\n")
+    assert CpuDevice().cpu_taken_s() == pytest.approx(2 + 1 + 4 - 1.5)
 
 
 def test_available_memory_respects_the_control_group(

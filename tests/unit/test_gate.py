@@ -176,6 +176,13 @@ def test_a_baseline_with_impossible_times_is_refused(
         load_baseline(tmp_path)
 
 
+def test_a_disturbed_time_is_no_baseline() -> None:
+    disturbed = replace(slower(9.0), trust=Trust(False, ("cpu_shared",)))
+    made = make_baseline([run_of(record()), run_of(disturbed)])
+    assert made.series[0].runs == 1
+    assert make_baseline([run_of(disturbed)]).series == ()
+
+
 def test_runs_that_disagree_on_bytes_make_no_baseline() -> None:
     with pytest.raises(NotComparable, match="bytes in one run"):
         make_baseline([run_of(record()), run_of(record(kv_bytes=5))])

@@ -132,6 +132,11 @@ def test_one_byte_is_a_fault() -> None:
     assert fault.code == "bytes_differ"
 
 
+def test_a_shared_cpu_is_flagged() -> None:
+    assert trust_flags([1.0] * 9, [1e9] * 9, 0.14) == ()
+    assert trust_flags([1.0] * 9, [1e9] * 9, 0.16) == ("cpu_shared",)
+
+
 def test_disturbed_samples_are_flagged() -> None:
     assert trust_flags([1.0] * 9, [1e9] * 9) == ()
     assert trust_flags([1.0] * 9, [1e9] * 8 + [2e9]) == ()  # one outlier

@@ -67,6 +67,16 @@ class CpuDevice:
         known = [limit for limit in limits if limit is not None]
         return min(known) if known else 0
 
+    def cpu_taken_s(self) -> float | None:
+        """Busy and stolen time of all cores (proc(5), /proc/stat) less this process's own."""
+        cpu = _read(_PROC / "stat").partition("\n")[0].split()[1:]
+        if len(cpu) < 8:
+            return None
+        user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, cpu[:8])
+        busy_s = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+        own = os.times()
+        return busy_s - own.user - own.system
+
     def properties(self) -> dict[str, Any]:
         """Cores, caches, instruction sets, memory, load."""
         info = _cpuinfo()

@@ -65,6 +65,10 @@ class CudaDevice:
         free_bytes, _total = torch.cuda.mem_get_info(self.torch_device)
         return free_bytes
 
+    def cpu_taken_s(self) -> float | None:
+        """A GPU's times are events on the GPU: the host's other work is not among them."""
+        return None
+
     def properties(self) -> dict[str, Any]:
         """Facts of the GPU, with NVML's where it answers."""
         facts = self._facts

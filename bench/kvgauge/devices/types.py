@@ -57,6 +57,10 @@ class Device(Protocol):
         """Bytes that can still be allocated."""
         ...
 
+    def cpu_taken_s(self) -> float | None:
+        """Core-seconds since boot that other processes and other guests took; None if unknown."""
+        ...
+
     def properties(self) -> dict[str, Any]:
         """Facts of the machine for the manifest: plain JSON values."""
         ...

@@ -83,7 +83,8 @@ def make_baseline(runs: Sequence[Run]) -> Baseline:
                 raise NotComparable(
                     f"{cell.label}: {known.kv_bytes} bytes in one run, {cell.kv_bytes} in another"
                 )
-            by_series[record.series_id].append(record)
+            if record.trust.ok:  # a disturbed time says nothing of the next one
+                by_series[record.series_id].append(record)
     if not by_cell:
         raise NotComparable("no ok record in these runs: nothing to make a baseline of")
     series = [_series(records) for records in by_series.values()]

@@ -21,6 +21,8 @@ MAX_ERROR: dict[torch.dtype, float] = {
 PHYSICS_MARGIN = 1.25
 MAX_HALF_WIDTH = 0.15
 MAX_PROBE_SPREAD = 1.5
+# The kernel counts time in hundredths of a second: in a short block one count is several percent.
+MAX_CPU_TAKEN = 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +97,13 @@ def physics_fault(
     )
 
 
-def trust_flags(times_s: Sequence[float], read_bytes_per_s: Sequence[float]) -> tuple[str, ...]:
+def trust_flags(
+    times_s: Sequence[float], read_bytes_per_s: Sequence[float], cpu_taken: float | None = None
+) -> tuple[str, ...]:
     """What disturbed the samples without making them wrong."""
     flags = []
+    if cpu_taken is not None and cpu_taken > MAX_CPU_TAKEN:
+        flags.append("cpu_shared")
     if half_width(times_s) > MAX_HALF_WIDTH:
         flags.append("wide_interval")
     low, high = quartiles(read_bytes_per_s)

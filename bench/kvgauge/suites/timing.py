@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -29,7 +31,9 @@ def timed_outcome(
 
     `tokens_per_step` is given for the scopes in which a step makes tokens (`step`, `engine`).
     """
+    taken_before_s, started = context.device.cpu_taken_s(), time.monotonic()
     samples = sample(step, context.device, context.probe, context.criterion)
+    cpu_taken = _share(taken_before_s, context.device.cpu_taken_s(), time.monotonic() - started)
     probe = _probe(context, samples.read_bytes_per_s)
     timing = summarize(samples.times_s, samples.stop_reason)
     rates = Rates(probe.read_bytes_per_s, probe.flops_per_s, "probe")
@@ -48,6 +52,7 @@ def timed_outcome(
             time_s=timing,
             tokens_per_s=tokens_per_step / timing.median if tokens_per_step else None,
             bytes_per_s=bytes_per_s,
+            cpu_taken=cpu_taken,
             cache_state="cold",
         ),
         probe=probe,
@@ -56,9 +61,15 @@ def timed_outcome(
             bandwidth=bytes_per_s / probe.read_bytes_per_s,
             floor=timing.median / least_s,
         ),
-        flags=trust_flags(samples.times_s, samples.read_bytes_per_s),
+        flags=trust_flags(samples.times_s, samples.read_bytes_per_s, cpu_taken),
         backend=backend,
     )
+
+
+def _share(before_s: float | None, after_s: float | None, elapsed_s: float) -> float | None:
+    if before_s is None or after_s is None:
+        return None
+    return max(0.0, after_s - before_s) / (elapsed_s * (os.cpu_count() or 1))
 
 
 def _probe(context: Context, read_samples: tuple[float, ...]) -> Probe:
