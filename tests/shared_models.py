@@ -10,11 +10,6 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "shared" / "models"
 
-PLAIN_TYPES = (
-    "llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "phi3", "gemma",
-    "olmo2", "starcoder2", "gpt2", "gpt_bigcode",
-)  # fmt: skip
-
 
 def raw(name: str) -> dict[str, Any]:
     """The JSON object of one file; the test is skipped where the folder is not there."""
@@ -28,8 +23,3 @@ def raw(name: str) -> dict[str, Any]:
 def names() -> list[str]:
     """All configurations, by file name; empty where the folder is not there."""
     return sorted(path.stem for path in FOLDER.glob("*.json"))
-
-
-def plain_names() -> list[str]:
-    """Those of the plain families."""
-    return [name for name in names() if raw(name)["model_type"] in PLAIN_TYPES]

@@ -15,7 +15,13 @@ from kvgauge.shapes.resolve import resolve
 
 SOURCES = {
     "gemma-2b": "google--gemma-2b",
+    "gemma-2-27b": "google--gemma-2-27b",
+    "gemma-3-1b": "google--gemma-3-1b-it",
     "gpt2": "openai--gpt2",
+    "gpt-oss-20b": "openai--gpt-oss-20b",
+    "gpt-oss-120b": "openai--gpt-oss-120b",
+    "llama-4-scout": "meta-llama--Llama-4-Scout-17B-16E-Instruct",
+    "minimax-m2.5": "MiniMaxAI--MiniMax-M2.5",
     "llama-2-7b": "meta-llama--Llama-2-7b",
     "llama-2-70b": "meta-llama--Llama-2-70b",
     "llama-3.1-8b": "meta-llama--Meta-Llama-3.1-8B",
@@ -51,6 +57,7 @@ def test_every_line_has_its_source() -> None:
 @pytest.mark.parametrize("name", SOURCES)
 def test_facts_are_those_of_the_raw_config(name: str) -> None:
     raw = shared_models.raw(SOURCES[name])
+    raw = raw.get("text_config", raw)
     facts = CATALOGUE[name]
     heads = _first(raw, "num_attention_heads", "n_head")
     hidden = _first(raw, "hidden_size", "n_embd")
@@ -59,12 +66,14 @@ def test_facts_are_those_of_the_raw_config(name: str) -> None:
     assert facts.layers == _first(raw, "num_hidden_layers", "n_layer")
     assert facts.kv_heads == raw.get("num_key_value_heads", heads)
     assert facts.head_dim == raw.get("head_dim", hidden // heads)
-    assert facts.ffn == raw.get("intermediate_size", 4 * hidden)
+    ffn = raw.get("intermediate_size_mlp", raw.get("intermediate_size", 4 * hidden))
+    assert facts.ffn == ffn
     assert facts.vocab == raw["vocab_size"]
-    tied_unless_stated = raw["model_type"] in ("gemma", "starcoder2", "gpt2")
+    tied_unless_stated = raw["model_type"].startswith(("gemma", "starcoder2", "gpt2"))
     assert facts.tied == raw.get("tie_word_embeddings", tied_unless_stated)
     switched_on = raw.get("use_sliding_window", True)
-    assert facts.window == (raw.get("sliding_window") if switched_on else None)
+    window = raw.get("attention_chunk_size", raw.get("sliding_window"))
+    assert facts.window == (window if switched_on else None)
     assert facts.experts == raw.get("num_experts", raw.get("num_local_experts", 0))
     assert facts.active_experts == raw.get("num_experts_per_tok", 0)
     if facts.experts:

@@ -15,6 +15,31 @@ def _mixture(facts: Plain, experts: int, active: int, expert_ffn: int) -> Plain:
     return replace(facts, experts=experts, active_experts=active, expert_ffn=expert_ffn)
 
 
+def _every(n: int, layers: int) -> frozenset[int]:
+    # The layers with a window, where each n-th has none.
+    return frozenset(i for i in range(layers) if (i + 1) % n)
+
+
+def _gpt_oss(layers: int, experts: int) -> Plain:
+    facts = Plain(
+        layers, 2880, 64, 8, 64, 2880, 201088, window=128, window_layers=_every(2, layers),
+        qkv_bias=True, out_bias=True, mlp_bias=True, sinks=True, expert_bias=True,
+    )  # fmt: skip
+    return _mixture(facts, experts, 4, 2880)
+
+
+_GEMMA2 = Plain(
+    46, 4608, 32, 16, 128, 36864, 256000, tied=True, window=4096, window_layers=_every(2, 46),
+    norms=4,
+)  # fmt: skip
+_GEMMA3 = Plain(
+    26, 1152, 4, 1, 256, 6912, 262144, tied=True, window=512, window_layers=_every(6, 26), norms=4,
+    qk_norm="head",
+)  # fmt: skip
+_LLAMA4 = Plain(
+    48, 5120, 40, 8, 128, 16384, 202048, window=8192, window_layers=_every(4, 48), chunked=True,
+    shared_ffn=8192, shared_gate=False,
+)  # fmt: skip
 _STARCODER2 = Plain(
     32, 4608, 36, 4, 128, 18432, 49152, tied=True, window=4096, qkv_bias=True, out_bias=True,
     mlp_bias=True, gated=False, norm_bias=True,
@@ -27,7 +52,11 @@ _GPT2 = Plain(
 CATALOGUE: dict[str, Plain] = {
     #                 layers hidden q_heads kv_heads head_dim ffn vocab
     "gemma-2b": Plain(18, 2048, 8, 1, 256, 16384, 256000, tied=True),
+    "gemma-2-27b": _GEMMA2,
+    "gemma-3-1b": _GEMMA3,
     "gpt2": _GPT2,
+    "gpt-oss-20b": _gpt_oss(24, 32),
+    "gpt-oss-120b": _gpt_oss(36, 128),
     "llama-2-7b": Plain(32, 4096, 32, 32, 128, 11008, 32000),
     "llama-2-70b": Plain(80, 8192, 64, 8, 128, 28672, 32000),
     "llama-3.1-8b": Plain(32, 4096, 32, 8, 128, 14336, 128256),
@@ -35,6 +64,10 @@ CATALOGUE: dict[str, Plain] = {
     "llama-3.1-405b": Plain(126, 16384, 128, 8, 128, 53248, 128256),
     "llama-3.2-1b": Plain(16, 2048, 32, 8, 64, 8192, 128256, tied=True),
     "llama-3.2-3b": Plain(28, 3072, 24, 8, 128, 8192, 128256, tied=True),
+    "llama-4-scout": _mixture(_LLAMA4, 16, 1, 8192),
+    "minimax-m2.5": _mixture(
+        Plain(62, 3072, 48, 8, 128, 1536, 200064, qk_norm="all"), 256, 8, 1536
+    ),
     "mistral-7b-v0.1": Plain(32, 4096, 32, 8, 128, 14336, 32000, window=4096),
     "mixtral-8x7b": _mixture(Plain(32, 4096, 32, 8, 128, 14336, 32000), 8, 2, 14336),
     "mixtral-8x22b": _mixture(Plain(56, 6144, 48, 8, 128, 16384, 32000), 8, 2, 16384),

@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from kvgauge.shapes import windows
+from kvgauge.shapes import moe, windows
 from kvgauge.shapes.fields import Fields
-from kvgauge.shapes.guard import refuse_unknown_layout
 from kvgauge.shapes.plain import Plain
 from kvgauge.shapes.types import MAX_LAYERS
 from kvgauge.shapes.weights import QKNorm
@@ -24,53 +23,123 @@ class Family:
 
     `kv_heads`: `heads` (as many as query heads unless stated), `stated`, or `multi_query` (that
     flag). `head_dim` None: hidden / heads unless stated. `bias`: `field` means `attention_bias` and
-    `mlp_bias`; `use_bias` and `always` mean all projections. `moe` names the family's field names.
+    `mlp_bias`; `qkv_field` `attention_bias` without the output projection; `use_bias` and `always`
+    mean all projections. `moe` names the family's field names. `every`: of the `alternating`
+    window, where neither `layer_types` nor the field `every_field` says it. `counted` off: the
+    weights are not counted.
     """
 
     kv_heads: Literal["heads", "stated", "multi_query"] = "stated"
     window: windows.Rule = "none"
     head_dim: int | None = None
     tied: bool = False
-    bias: Literal["none", "field", "qkv", "use_bias", "always"] = "none"
+    bias: Literal["none", "field", "qkv", "qkv_field", "use_bias", "always"] = "none"
     qk_norm: QKNorm = "none"
     gated: bool = True
     norm_bias: bool = False
-    moe: Literal["none", "mixtral", "qwen"] = "none"
+    norms: int = 2
+    sinks: bool = False
+    moe: moe.Kind = "none"
     gpt2_names: bool = False
+    every: int = 0
+    every_field: str = ""
+    counted: bool = True
 
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family("heads", bias="field"),
-    "mistral": Family(window="stated"),
-    "mixtral": Family(window="field", moe="mixtral"),
-    "qwen2": Family(window="switch", bias="qkv"),
-    "qwen2_moe": Family(window="off", bias="qkv", moe="qwen"),
-    "qwen3": Family(window="switch", head_dim=128, bias="field", qk_norm="head"),
-    "qwen3_moe": Family(window="off", bias="field", qk_norm="head", moe="qwen"),
-    "phi3": Family("heads", window="field"),
+    "afmoe": Family("heads", "alternating", every_field="global_attn_every_n_layers", every=4,
+                    head_dim=128, counted=False),
+    "apertus": Family("heads", counted=False),
+    "arcee": Family("heads", bias="field", gated=False),
+    "aria_text": Family("heads", counted=False),
+    "bitnet": Family("stated", counted=False),
+    "cohere": Family("heads", tied=True, counted=False),
+    "cohere2": Family("heads", "alternating", every_field="sliding_window_pattern", every=4,
+                      tied=True, bias="field", norms=1),
+    "cwm": Family("stated", "listed", head_dim=128, counted=False),
+    "dots1": Family("heads", "listed", counted=False),
+    "ernie4_5": Family(head_dim=128, tied=True, bias="use_bias"),
+    "ernie4_5_moe": Family("stated", counted=False),
+    "exaone4": Family("stated", "alternating", every_field="sliding_window_pattern", every=4,
+                      qk_norm="head"),
+    "exaone_moe": Family("stated", "alternating", every_field="sliding_window_pattern", every=4,
+                         counted=False),
+    "flex_olmo": Family("heads", counted=False),
     "gemma": Family(head_dim=256, tied=True, bias="field"),
-    "olmo2": Family("heads", bias="field", qk_norm="all"),
-    "starcoder2": Family(window="field", tied=True, bias="use_bias", gated=False, norm_bias=True),
+    "gemma2": Family(window="alternating", every=2, head_dim=256, tied=True, bias="field", norms=4),
+    "gemma3_text": Family(window="alternating", every_field="sliding_window_pattern", every=6,
+                          head_dim=256, tied=True, bias="field", norms=4, qk_norm="head"),
+    "glm": Family("stated", head_dim=128, bias="qkv_field"),
+    "glm4": Family("stated", head_dim=128, bias="qkv_field", norms=4),
+    "glm4_moe": Family("stated", bias="qkv_field", moe="deepseek"),
+    "glm4v_text": Family("stated", counted=False),
+    "glm4v_moe_text": Family("stated", counted=False),
     "gpt2": Family("heads", tied=True, bias="always", gated=False, norm_bias=True, gpt2_names=True),
     "gpt_bigcode": Family(
         "multi_query", tied=True, bias="always", gated=False, norm_bias=True, gpt2_names=True
     ),
-}
+    "gpt_oss": Family(head_dim=64, window="alternating", every=2, bias="always", sinks=True, moe="gpt_oss"),
+    "granite": Family("heads", bias="field"),
+    "granite_swa": Family("stated", "listed", counted=False),
+    "granitemoe": Family("heads", bias="field", moe="mixtral"),
+    "granitemoe_swa": Family("heads", "listed", counted=False),
+    "granitemoeshared": Family("heads", counted=False),
+    "helium": Family("stated", head_dim=128, bias="field"),
+    "hunyuan_v1_dense": Family("heads", bias="field", qk_norm="head"),
+    "hunyuan_v1_moe": Family("heads", counted=False),
+    "hy_v3": Family("stated", head_dim=128, counted=False),
+    "hyperclovax": Family("stated", counted=False),
+    "internlm2": Family("heads", counted=False),
+    "internlm3": Family("stated", counted=False),
+    "iquestcoder": Family("stated", counted=False),
+    "jais2": Family("heads", counted=False),
+    "llama": Family("heads", bias="field"),
+    "mellum": Family("stated", "listed", head_dim=128, counted=False),
+    "mimo": Family("heads", "switch", bias="qkv"),
+    "minimax_m2": Family(head_dim=128, qk_norm="all", moe="mixtral"),
+    "ministral": Family("stated", "listed"),
+    "ministral3": Family("stated", "field"),
+    "mistral": Family(window="stated"),
+    "mixtral": Family(window="field", moe="mixtral"),
+    "nanochat": Family("stated", counted=False),
+    "nemotron": Family("heads", bias="field", gated=False, norm_bias=True),
+    "olmo": Family("heads", counted=False),
+    "olmo2": Family("heads", bias="field", qk_norm="all"),
+    "olmo3": Family("heads", "alternating", every=4, bias="field", qk_norm="all"),
+    "olmoe": Family("heads", bias="field", qk_norm="all", moe="olmoe"),
+    "phi": Family("heads", counted=False),
+    "phi3": Family("heads", window="field"),
+    "phimoe": Family("stated", "field", counted=False),
+    "qwen2": Family(window="switch", bias="qkv"),
+    "qwen2_5_vl_text": Family(window="switch", bias="qkv"),
+    "qwen2_moe": Family(window="off", bias="qkv", moe="qwen"),
+    "qwen2_vl_text": Family(window="switch", bias="qkv"),
+    "qwen3": Family(window="switch", head_dim=128, bias="field", qk_norm="head"),
+    "qwen3_moe": Family(window="off", bias="field", qk_norm="head", moe="qwen"),
+    "qwen3_vl_moe_text": Family(bias="field", qk_norm="head", moe="qwen"),
+    "qwen3_vl_text": Family(head_dim=128, bias="field", qk_norm="head"),
+    "seed_oss": Family("stated", head_dim=128, counted=False),
+    "smollm3": Family("stated", window="off", tied=True, bias="field"),
+    "solar_open": Family("stated", head_dim=128, counted=False),
+    "stablelm": Family("stated", counted=False),
+    "starcoder2": Family(window="field", tied=True, bias="use_bias", gated=False, norm_bias=True),
+    "vaultgemma": Family(window="alternating", every=2, head_dim=256, tied=True, counted=False),
+}  # fmt: skip
 
-_UNDERSTOOD = windows.FIELDS | {"decoder_sparse_step"}
 
-
-def read_plain(fields: Fields) -> Plain:
+def read(fields: Fields) -> Plain:
     """The facts of a model whose `model_type` is in FAMILIES."""
     family = FAMILIES[fields.text("model_type")]
-    refuse_unknown_layout(fields, _UNDERSTOOD)
     names = _GPT2_NAMES if family.gpt2_names else _NAMES
     layers = fields.integer(names["layers"], high=MAX_LAYERS)
     hidden = fields.integer(names["hidden"])
     q_heads = fields.integer(names["heads"])
-    window, window_layers = windows.read(family.window, fields, layers)
+    window, window_layers = windows.read(
+        family.window, fields, layers, windows.Every(family.every, family.every_field)
+    )
     qkv_bias, out_bias, mlp_bias = _biases(family, fields)
-    mixture = _mixture(family, fields, layers)
+    mixture = moe.read(family.moe, fields, layers)
+    norms_stated = fields.flag("use_qk_norm", default=False) if family.moe == "deepseek" else False
     return Plain(
         layers=layers,
         hidden=hidden,
@@ -85,7 +154,7 @@ def read_plain(fields: Fields) -> Plain:
         qkv_bias=qkv_bias,
         out_bias=out_bias,
         mlp_bias=mlp_bias,
-        qk_norm=family.qk_norm,
+        qk_norm="head" if norms_stated else family.qk_norm,
         gated=family.gated,
         norm_bias=family.norm_bias,
         position_rows=fields.integer("n_positions") if family.gpt2_names else 0,
@@ -94,6 +163,11 @@ def read_plain(fields: Fields) -> Plain:
         expert_ffn=mixture.ffn,
         shared_ffn=mixture.shared_ffn,
         dense_layers=mixture.dense_layers,
+        norms=family.norms,
+        sinks=family.sinks,
+        shared_gate=mixture.shared_gate,
+        expert_bias=family.moe == "gpt_oss",
+        counted=family.counted,
     )
 
 
@@ -104,6 +178,7 @@ _GPT2_NAMES = {"layers": "n_layer", "hidden": "n_embd", "heads": "n_head"}
 def _kv_heads(family: Family, fields: Fields, q_heads: int) -> int:
     if family.kv_heads == "multi_query":
         return 1 if fields.flag("multi_query", default=True) else q_heads
+    fields.understood("num_key_value_heads", "multi_query")
     stated = "num_key_value_heads" in fields.values
     if family.gpt2_names or (family.kv_heads == "heads" and not stated):
         return q_heads
@@ -118,6 +193,16 @@ def _kv_heads(family: Family, fields: Fields, q_heads: int) -> int:
 
 
 def _head_dim(family: Family, fields: Fields, hidden: int, q_heads: int, heads_name: str) -> int:
+    dim = _usual_head_dim(family, fields, hidden, q_heads, heads_name)
+    for name in ("attention_head_dim", "kv_channels"):  # by another name: it must agree
+        if fields.has(name) and fields.integer(name) != dim:
+            raise fields.unsupported(name, f"the head dimension is otherwise {dim}")
+    return dim
+
+
+def _usual_head_dim(
+    family: Family, fields: Fields, hidden: int, q_heads: int, heads_name: str
+) -> int:
     if fields.has("head_dim"):
         return fields.integer("head_dim")
     if family.head_dim is not None:
@@ -130,6 +215,8 @@ def _head_dim(family: Family, fields: Fields, hidden: int, q_heads: int, heads_n
 def _ffn(family: Family, fields: Fields, hidden: int) -> int:
     if family.gpt2_names:
         return fields.integer("n_inner", default=4 * hidden)
+    if not family.counted:
+        return 0
     return fields.integer("intermediate_size", default=0)
 
 
@@ -140,38 +227,9 @@ def _biases(family: Family, fields: Fields) -> tuple[bool, bool, bool]:
     if family.bias == "field":
         attention = fields.flag("attention_bias", default=False)
         return attention, attention, fields.flag("mlp_bias", default=False)
+    if family.bias == "qkv_field":
+        return fields.flag("attention_bias", default=False), False, False
     if family.bias == "use_bias":
         everywhere = fields.flag("use_bias", default=True)
         return everywhere, everywhere, everywhere
     return (family.bias == "always",) * 3
-
-
-@dataclass(frozen=True, slots=True)
-class _Mixture:
-    experts: int = 0
-    active: int = 0
-    ffn: int = 0
-    shared_ffn: int = 0
-    dense_layers: int = 0
-
-
-def _mixture(family: Family, fields: Fields, layers: int) -> _Mixture:
-    if family.moe == "none":
-        return _Mixture()
-    qwen = family.moe == "qwen"
-    name = "num_experts" if qwen and fields.has("num_experts") else "num_local_experts"
-    experts = fields.integer(name, low=0, default=0 if qwen else None)
-    if not experts:
-        return _Mixture()
-    active = fields.integer("num_experts_per_tok", high=experts)
-    if not qwen:
-        return _Mixture(experts, active, fields.integer("intermediate_size", default=0))
-    step = fields.integer("decoder_sparse_step", default=1)
-    dense = fields.layer_indices("mlp_only_layers", layers)
-    return _Mixture(
-        experts,
-        active,
-        fields.integer("moe_intermediate_size", default=0),
-        fields.integer("shared_expert_intermediate_size", low=0, default=0),
-        sum(i in dense or (i + 1) % step != 0 for i in range(layers)),
-    )

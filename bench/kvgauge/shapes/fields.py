@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kvgauge.errors import UnsupportedLayout, UserError, short
 from kvgauge.shapes.types import MAX_DIM
@@ -14,20 +14,47 @@ Json = Mapping[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """One JSON object of one file; `where` names both in every message."""
+    """One JSON object of one file; `where` names both in every message.
+
+    `asked` are the names that the reader looked at: whatever else stands there it has not understood.
+    `inner` are the objects in it that were asked for, `notes` the reader's remarks.
+    """
 
     where: str
     values: Json
+    asked: set[str] = field(default_factory=set, compare=False)
+    inner: list[Fields] = field(default_factory=list, compare=False)
+    notes: list[str] = field(default_factory=list, compare=False)
+
+    def get(self, name: str) -> object:
+        """The value as it stands there; None where it does not."""
+        self.asked.add(name)
+        return self.values.get(name)
+
+    def understood(self, *names: str) -> None:
+        """These fields say nothing here that the reader has to know."""
+        self.asked.update(names)
+
+    def nested(self, name: str) -> Fields | None:
+        """The object that stands in this field; None where none does."""
+        value = self.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self.error(name, f"must be an object, found {short(value)}")
+        inside = Fields(f"{self.where}: {name}", value, notes=self.notes)
+        self.inner.append(inside)
+        return inside
 
     def has(self, name: str) -> bool:
         """Whether the field is there and not null."""
-        return self.values.get(name) is not None
+        return self.get(name) is not None
 
     def integer(
         self, name: str, *, low: int = 1, high: int = MAX_DIM, default: int | None = None
     ) -> int:
         """An integer in [low, high]; `default` where it is absent or null, if one is given."""
-        value = self.values.get(name)
+        value = self.get(name)
         if value is None:
             if default is None:
                 raise self.error(name, f"missing, must be an integer in [{low}, {high}]")
@@ -40,7 +67,7 @@ class Fields:
 
     def flag(self, name: str, *, default: bool) -> bool:
         """A true or false; `default` where it is absent or null."""
-        value = self.values.get(name)
+        value = self.get(name)
         if value is None:
             return default
         if not isinstance(value, bool):
@@ -49,23 +76,35 @@ class Fields:
 
     def text(self, name: str) -> str:
         """A string, not empty."""
-        value = self.values.get(name)
+        value = self.get(name)
         if not isinstance(value, str) or not value:
             raise self.error(name, f"must be a string, found {short(value)}")
         return value
 
     def texts(self, name: str, length: int) -> list[str]:
         """A list of `length` strings."""
-        value = self.values.get(name)
+        value = self.get(name)
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise self.error(name, f"must be a list of strings, found {short(value)}")
         if len(value) != length:
             raise self.error(name, f"must have one entry a layer ({length}), found {len(value)}")
         return value
 
+    def integers(self, name: str, length: int, *, low: int = 0) -> list[int]:
+        """A list of `length` integers of at least `low`."""
+        value = self.get(name)
+        if not isinstance(value, list) or len(value) != length:
+            raise self.error(name, f"must be a list of {length} integers, found {short(value)}")
+        for item in value:
+            if not isinstance(item, int) or isinstance(item, bool) or not low <= item <= MAX_DIM:
+                raise self.error(
+                    name, f"must hold integers in [{low}, {MAX_DIM}], found {short(item)}"
+                )
+        return value
+
     def layer_indices(self, name: str, layers: int) -> frozenset[int]:
         """A list of layer numbers in [0, layers); empty where it is absent or null."""
-        value = self.values.get(name)
+        value = self.get(name)
         if value is None:
             return frozenset()
         if not isinstance(value, list):

@@ -17,9 +17,12 @@ class Plain:
     """The architecture facts; the first seven are the columns of the catalogue.
 
     `ffn` 0 means not known. `window` in tokens holds for the layers in `window_layers`, or for all
-    where that is None. `position_rows` is the length of a learned position table. Where `experts`
-    is not 0 all layers but the `dense_layers` are mixtures of experts; `shared_ffn` is a gated
-    expert that all tokens visit, behind a gate of its own (Qwen2-MoE).
+    where that is None; `chunked` where it is a chunk. `position_rows` is the length of a learned
+    position table. Where `experts` is not 0 all layers but the `dense_layers` are mixtures of
+    experts; `shared_ffn` is a gated expert that all tokens visit, behind a gate of its own
+    (Qwen2-MoE) unless `shared_gate` is off. `norms` counts the norms of a layer over the hidden
+    size, `sinks` adds one learned scalar a query head (gpt-oss). `counted` off: the family has
+    weights that these facts do not state.
     """
 
     layers: int
@@ -44,6 +47,12 @@ class Plain:
     expert_ffn: int = 0
     shared_ffn: int = 0
     dense_layers: int = 0
+    norms: int = 2
+    sinks: bool = False
+    chunked: bool = False
+    shared_gate: bool = True
+    expert_bias: bool = False
+    counted: bool = True
 
     def shape(self, name: str, source: str) -> ModelShape:
         """The model as its cache and its weights see it."""
@@ -57,28 +66,29 @@ class Plain:
         full = LayerShape("full", *heads)
         if self.window is None:
             return (full,) * self.layers
-        sliding = LayerShape("sliding", *heads, window=self.window)
+        sliding = LayerShape("chunked" if self.chunked else "sliding", *heads, window=self.window)
         if self.window_layers is None:
             return (sliding,) * self.layers
         return tuple(sliding if i in self.window_layers else full for i in range(self.layers))
 
     def weights(self) -> Weights | None:
         """All layers, the final norm, the embedding table or tables; None where ffn is unknown."""
-        if not (self.expert_ffn if self.experts else self.ffn):
+        mixed_layers = self.layers - self.dense_layers if self.experts else 0
+        dense_known = self.ffn or mixed_layers == self.layers
+        if not (self.counted and dense_known and (self.expert_ffn or not mixed_layers)):
             return None
         norm = self.hidden * (2 if self.norm_bias else 1)
-        mixed_layers = self.layers - self.dense_layers if self.experts else 0
         return (
             weights.embedding(self.hidden, self.vocab, tied=self.tied)
             + Weights(self.position_rows * self.hidden, 0)
             + weights.dense(norm)
-            + (self._attention() + weights.dense(2 * norm)) * self.layers
+            + (self._attention() + weights.dense(self.norms * norm)) * self.layers
             + self._mlp() * (self.layers - mixed_layers)
             + self._mixture() * mixed_layers
         )
 
     def _attention(self) -> Weights:
-        return weights.attention(
+        return weights.dense(self.q_heads if self.sinks else 0) + weights.attention(
             self.hidden,
             self.q_heads,
             self.kv_heads,
@@ -92,8 +102,10 @@ class Plain:
         return weights.mlp(self.hidden, self.ffn, gated=self.gated, bias=self.mlp_bias)
 
     def _mixture(self) -> Weights:
-        routed = weights.experts(self.hidden, self.expert_ffn, self.experts, self.active_experts)
+        routed = weights.experts(
+            self.hidden, self.expert_ffn, self.experts, self.active_experts, bias=self.expert_bias
+        )
         if not self.shared_ffn:
             return routed
-        shared_gate = weights.dense(self.hidden)
+        shared_gate = weights.dense(self.hidden if self.shared_gate else 0)
         return routed + weights.mlp(self.hidden, self.shared_ffn) + shared_gate

@@ -18,6 +18,20 @@ Attention = Literal["mha", "mqa", "gqa", "mla", "hybrid", "none"]
 
 MAX_LAYERS = 10_000
 MAX_DIM = 1 << 24
+MAX_STATE_ELEMENTS = 1 << 32
+
+
+@dataclass(frozen=True, slots=True)
+class StatePart:
+    """One tensor of a constant state: `elements` of `bits` each, whatever the length."""
+
+    name: Literal["conv", "recurrent"]
+    elements: int
+    bits: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.elements <= MAX_STATE_ELEMENTS or self.bits not in (8, 16, 32, 64):
+            raise UserError(f"state {self.name}: {self.elements} elements of {self.bits} bits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +41,9 @@ class LayerShape:
     `full`, `sliding` and `chunked` layers store K `[kv_heads, tokens, k_dim]` and V
     `[kv_heads, tokens, v_dim]`, the latter two for at most `window` tokens. `mla` layers store one
     latent `[tokens, latent_dim + rope_dim]` that serves as K and V. `linear` and `ssm` layers hold
-    `state_bytes` whatever the length. `none` holds nothing.
+    `state` whatever the length. `none` holds nothing. Beside K and V or the latent a layer may store
+    one indexer key of `index_dim` elements a token (DeepSeek sparse attention). A `shared` layer
+    stores nothing and reads what an earlier layer of the same kind stored.
     """
 
     kind: LayerKind
@@ -38,10 +54,20 @@ class LayerShape:
     window: int | None = None
     latent_dim: int = 0
     rope_dim: int = 0
-    state_bytes: int = 0
+    index_dim: int = 0
+    state: tuple[StatePart, ...] = ()
+    shared: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("q_heads", "kv_heads", "k_dim", "v_dim", "latent_dim", "rope_dim"):
+        for name in (
+            "q_heads",
+            "kv_heads",
+            "k_dim",
+            "v_dim",
+            "latent_dim",
+            "rope_dim",
+            "index_dim",
+        ):
             value = getattr(self, name)
             if not 0 <= value <= MAX_DIM:
                 raise UserError(f"layer {name}={value}: must be between 0 and {MAX_DIM}")
@@ -57,6 +83,11 @@ class LayerShape:
             raise UserError(f"a {self.kind} layer needs q_heads, kv_heads, k_dim and v_dim >= 1")
         if self.q_heads % self.kv_heads:
             raise UserError(f"q_heads={self.q_heads} is not a multiple of kv_heads={self.kv_heads}")
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the constant state of one sequence."""
+        return sum(part.elements * part.bits // 8 for part in self.state)
 
     def given(self) -> dict[str, Any]:
         """The facts that are not at their default."""
@@ -74,6 +105,7 @@ class ModelShape:
 
     `params_total` counts every weight, `params_active` those that one decode step reads (a row of
     the input embedding is not counted; a tied output head is). None where the source does not say.
+    `notes` are the reader's remarks, one line each: what it did not count, and what it read past.
     """
 
     name: str
@@ -83,6 +115,7 @@ class ModelShape:
     params_total: int | None
     params_active: int | None
     source: str
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.layers) <= MAX_LAYERS:
@@ -94,7 +127,7 @@ class ModelShape:
         kinds = {layer.kind for layer in self.layers if layer.kind != "none"}
         if not kinds:
             return "none"
-        if kinds & {"linear", "ssm"} or len(kinds) > 1:
+        if kinds & {"linear", "ssm"} or len(kinds) > 1 or any(layer.state for layer in self.layers):
             return "hybrid"
         if kinds == {"mla"}:
             return "mla"

@@ -66,9 +66,18 @@ def mlp(hidden: int, ffn: int, *, gated: bool = True, bias: bool = False) -> Wei
     return dense((2 if gated else 1) * up + linear(ffn, hidden, bias=bias))
 
 
-def experts(hidden: int, expert_ffn: int, count: int, active: int) -> Weights:
-    """A router, read whole, and `count` gated experts of which a token visits `active`."""
-    router, one = dense(hidden * count), mlp(hidden, expert_ffn).total
+def experts(
+    hidden: int,
+    expert_ffn: int,
+    count: int,
+    active: int,
+    *,
+    gated: bool = True,
+    bias: bool = False,
+) -> Weights:
+    """A router, read whole, and `count` experts of which a token visits `active`."""
+    router = dense(linear(hidden, count, bias=bias))
+    one = mlp(hidden, expert_ffn, gated=gated, bias=bias).total
     return router + Weights(count * one, active * one)
 
 
