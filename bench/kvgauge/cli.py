@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import sys
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kvgauge import display
+from kvgauge import cli_audit, display
 from kvgauge.errors import ExitCode, NotComparable, UserError
 
 app = typer.Typer(
@@ -26,6 +25,9 @@ app = typer.Typer(
 )
 baseline_app = typer.Typer(help="What the gate compares with.", no_args_is_help=True)
 app.add_typer(baseline_app, name="baseline")
+app.command("audit-log")(cli_audit.audit_log)
+app.command("claims")(cli_audit.claims)
+_print_json = display.print_json
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 RunDir = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN_DIR")]
@@ -53,23 +55,44 @@ def plan(
     think: Annotated[int, typer.Option(help="Thinking tokens.")] = 0,
     answer: Annotated[int, typer.Option(help="Answer tokens.")] = 0,
     batch: Annotated[int, typer.Option(help="Requests at once.")] = 1,
-    kv_format: Annotated[str, typer.Option(help="fp32, fp16, bf16 or int8.")] = "fp16",
+    kv_format: Annotated[
+        str,
+        typer.Option(help="fp16, fp8_e4m3, int8, int4, q8_0 and so on; int4-g32: groups of 32."),
+    ] = "fp16",
     page_size: Annotated[int | None, typer.Option(help="Tokens a page.")] = None,
     tp: Annotated[int, typer.Option(help="Tensor parallel ranks.")] = 1,
     weight_format: Annotated[str, typer.Option(help="What weights are stored in.")] = "bf16",
+    engine: Annotated[str, typer.Option(help="Whose conventions: hf, vllm or llama.cpp.")] = "hf",
+    gpu: Annotated[str | None, typer.Option(help="A card, such as H100 or A100-80GB.")] = None,
+    utilization: Annotated[float, typer.Option(help="Share of the card to fill.")] = 0.9,
+    reserve_gb: Annotated[float, typer.Option(help="GB set aside beside weights and cache.")] = 0.0,
+    explain: Annotated[bool, typer.Option(help="The arithmetic, and the memory ledger.")] = False,
+    fit: Annotated[
+        bool, typer.Option(help="The longest trace and most requests it holds.")
+    ] = False,
+    sweep: Annotated[
+        str | None, typer.Option(help="A table over think=1k:128k, batch=1,8,64 and so on.")
+    ] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(help="Columns beside it: int8, H200, MODEL, gpu=H200+tp=2; commas between."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """What a trace costs, from arithmetic alone."""
-    from kvgauge import api
+    from kvgauge import plan_command, variants
 
-    result = api.plan(
-        model, prompt=prompt, think=think, answer=answer, batch=batch, kv_format=kv_format,
-        page_size=page_size, tp=tp, weight_format=weight_format,
+    plan_command.run(
+        model,
+        {
+            "prompt": prompt, "think": think, "answer": answer, "batch": batch,
+            "kv_format": kv_format, "page_size": page_size, "tp": tp,
+            "weight_format": weight_format, "engine": engine, "gpu": gpu,
+            "utilization": utilization, "reserve_bytes": variants.reserve_bytes_of(reserve_gb),
+        },
+        plan_command.Views(explain, fit, sweep, tuple(compare or ())),
+        _print_json if as_json else None,
     )  # fmt: skip
-    if as_json:
-        _print_json(result.to_json())
-    else:
-        display.print_plan(result)
 
 
 @app.command()
@@ -267,12 +290,6 @@ def _internal_or_usage(error: Exception) -> int:
 def _fail(message: str, code: ExitCode) -> int:
     print(f"kvgauge: {' '.join(message.split())}", file=sys.stderr)
     return code
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    # Whole or not at all: a value that JSON cannot hold must not leave half a document.
-    text = json.dumps(value, indent=1, allow_nan=False)
-    sys.stdout.write(text + "\n")
 
 
 def _new_run_dir(profile: str) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -16,14 +18,13 @@ from rich.table import Table
 from kvgauge.errors import ExitCode
 from kvgauge.formats import kv_format
 from kvgauge.formula.held import marginal_bytes
-from kvgauge.formula.plan import Plan
-from kvgauge.schema import Record, Run, Verdict
 from kvgauge.shapes.types import ModelShape
 from kvgauge.units import binary_bytes, decimal_bytes, seconds
 
 if TYPE_CHECKING:
     from kvgauge.gate.baseline import Baseline
     from kvgauge.runner import Job, Jobs
+    from kvgauge.schema import Record, Run, Verdict
 
 # Every one of these is shown; of the others a few.
 _LOUD_VERDICTS = frozenset({"slower", "bytes_differ", "missing"})
@@ -33,7 +34,8 @@ _SHOWN_OF_A_KIND = 3
 _WIDTH_OF_FILES = 160
 
 
-def _out() -> Console:
+def out() -> Console:
+    """Where data goes."""
     return _console(stderr=False)
 
 
@@ -46,6 +48,12 @@ def _console(*, stderr: bool) -> Console:
     if not console.is_terminal:  # a file or a pipe has no width: do not fold tables to 80 columns
         console.width = _WIDTH_OF_FILES
     return console
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One JSON document on stdout, whole or not at all: a value may be one that JSON cannot hold."""
+    text = json.dumps(value, indent=1, allow_nan=False)
+    sys.stdout.write(text + "\n")
 
 
 def note(text: str) -> None:
@@ -75,44 +83,7 @@ def print_models(shapes: Sequence[ModelShape]) -> None:
             f"{facts['kv_bytes_per_token_fp16']:,} ({binary_bytes(facts['kv_bytes_per_token_fp16'])})",
             "unknown" if params is None else f"{params / 1e9:.2f} B",
         )  # fmt: skip
-    _out().print(table)
-
-
-def print_plan(plan: Plan) -> None:
-    """A plan as two columns."""
-    table = Table(box=None, show_header=False, title_justify="left")
-    table.add_column(style="dim")
-    table.add_column()
-
-    def sized(count_bytes: int | None) -> str:
-        if count_bytes is None:
-            return "unknown"
-        return f"{count_bytes:,} bytes · {decimal_bytes(count_bytes)} · {binary_bytes(count_bytes)}"
-
-    rows = [
-        ("model", f"{plan.model} ({plan.attention}, {plan.layers} layers)"),
-        ("trace", f"{plan.prompt_tokens:,} prompt + {plan.think_tokens:,} thinking + "
-                  f"{plan.answer_tokens:,} answer = {plan.tokens:,} tokens"),
-        ("KV format", plan.kv_format),
-        ("KV a token", sized(plan.kv_bytes_per_token)),
-        ("KV a request", sized(plan.kv_bytes_per_request)),
-    ]  # fmt: skip
-    if plan.batch > 1:
-        rows.append((f"KV of {plan.batch:,} requests", sized(plan.kv_bytes_per_batch)))
-    if plan.tensor_parallel > 1:
-        rows.append(
-            (f"KV a request and GPU of {plan.tensor_parallel}", sized(plan.kv_bytes_per_gpu))
-        )
-    rows.append((f"weights in {plan.weight_format}", sized(plan.weight_bytes)))
-    if plan.decode is not None:
-        rows.append(("read and written a step", sized(plan.decode.bytes_per_step)))
-        rows.append(("FLOPs a step", f"{plan.decode.flops_per_step:.4g}"))
-    for name, value in rows:
-        table.add_row(name, escape(value))
-    console = _out()
-    console.print(table, soft_wrap=True)
-    for text in plan.notes:
-        console.print(f"  · {escape(text)}", style="dim", soft_wrap=True)
+    out().print(table)
 
 
 def job_rows(jobs: Jobs) -> list[dict[str, Any]]:
@@ -137,7 +108,7 @@ def print_jobs(rows: Sequence[dict[str, Any]], left_out: dict[str, str]) -> None
             row["cell_id"], escape(row["label"]), f"{row['kv_bytes']:,}",
             decimal_bytes(row["kv_bytes"]), seconds(row["estimate_s"]),
         )  # fmt: skip
-    console = _out()
+    console = out()
     console.print(table, soft_wrap=True)
     total_s = sum(row["estimate_s"] for row in rows)
     console.print(f"{len(rows)} cells, about {total_s / 60:.1f} minutes")
@@ -216,7 +187,7 @@ def verdict_row(verdict: Verdict) -> dict[str, Any]:
 
 def print_verdicts(verdicts: Sequence[Verdict], code: ExitCode, *, explain: bool) -> None:
     """What went wrong, a few of the rest (all with `explain`), and what they come to."""
-    console = _out()
+    console = out()
     shown: Counter[str] = Counter()
     for verdict in verdicts:
         if not explain:
@@ -236,7 +207,7 @@ def print_verdicts(verdicts: Sequence[Verdict], code: ExitCode, *, explain: bool
 
 def print_baseline(baseline: Baseline) -> None:
     """What a baseline holds."""
-    console = _out()
+    console = out()
     devices = Counter(series.device for series in baseline.series)
     console.print(f"{len(baseline.cells)} cells from {len(baseline.made_from)} run(s)")
     for device, count in devices.items():

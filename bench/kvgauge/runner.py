@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from kvgauge.caches.contiguous import STORAGE_DTYPE
 from kvgauge.devices.probe import make_probe
 from kvgauge.devices.types import Device
 from kvgauge.errors import UnsupportedLayout, UserError
@@ -156,7 +157,10 @@ def _request(
     suite: str, options: Options, chosen: Profile, models: tuple[ModelShape, ...], device_kind: str
 ) -> Request:
     for name in options.kv_formats:
-        kv_format(name)
+        if kv_format(name).name not in STORAGE_DTYPE:
+            raise UserError(
+                f"KV format {name} is planned but not measured: one of {', '.join(STORAGE_DTYPE)}"
+            )
     for batch in options.batches:
         if batch < 1:
             raise UserError(f"--batch {batch}: must be at least 1")

@@ -21,6 +21,13 @@ def test_a_plan(benchmark: Any) -> None:
     assert plan.kv_bytes_per_request == 16_384_000_000
 
 
+def test_a_plan_on_a_card_with_an_engine(benchmark: Any) -> None:
+    plan = benchmark(
+        kvgauge.plan, "llama-3.1-70b", prompt=500, think=50_000, tp=4, gpu="H100", engine="vllm"
+    )
+    assert plan.max_concurrent_requests == 8
+
+
 @pytest.mark.parametrize("name", ["eager", "sdpa-math", "sdpa-flash"])
 def test_one_layer_of_decode(benchmark: Any, name: str) -> None:
     layer = resolve("llama-3.1-8b").layers[:1]

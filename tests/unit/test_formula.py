@@ -16,7 +16,7 @@ from kvgauge.formula.held import (
 )
 from kvgauge.formula.moved import Operation, decode_operations, total_bytes, total_flops
 from kvgauge.formula.plan import make_plan
-from kvgauge.shapes.types import LayerShape, ModelShape
+from kvgauge.shapes.types import LayerShape, ModelShape, StatePart
 from kvgauge.traces.types import Trace
 from shapes_for_tests import LLAMA_70B, gqa
 
@@ -25,7 +25,16 @@ FP16 = kv_format("fp16")
 
 @pytest.mark.parametrize(
     ("tokens", "expected"),
-    [(1, 327_680), (500, 163_840_000), (50_000, 16_384_000_000), (2_048, 671_088_640), (0, 0)],
+    [
+        (1, 327_680),
+        (500, 163_840_000),
+        (50_000, 16_384_000_000),
+        (2_048, 671_088_640),
+        (10_000, 3_276_800_000),
+        (1_024, 335_544_320),
+        (80, 26_214_400),
+        (0, 0),
+    ],
 )
 def test_textbook_figures_of_a_70b_gqa_model(tokens: int, expected: int) -> None:
     assert request_bytes(LLAMA_70B, tokens, FP16) == expected
@@ -76,7 +85,7 @@ def test_latent_is_neither_doubled_nor_divided() -> None:
 def test_state_is_constant() -> None:
     shape = ModelShape(
         "hybrid",
-        (LayerShape("ssm", state_bytes=1000), gqa().layers[0], LayerShape("none")),
+        (LayerShape("ssm", state=(StatePart("conv", 500, 16),)), gqa().layers[0], LayerShape("none")),
         64, 100, None, None, "test",
     )  # fmt: skip
     assert shape.attention == "hybrid"
@@ -134,7 +143,20 @@ def test_plan_is_the_contract() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"kv_format_name": "fp12"}, {"weight_format": "x"}, {"batch": 0}, {"page_size": 0}],
+    [
+        {"kv_format_name": "fp12"},
+        {"weight_format": "x"},
+        {"batch": 0},
+        {"page_size": 0},
+        {"tensor_parallel": 0},
+        {"engine": "x"},
+        {"gpu": "x"},
+        {"utilization": 0.0},
+        {"utilization": 1.1},
+        {"utilization": float("nan")},
+        {"reserve_bytes": -1},
+        {"kv_format_name": "int8", "engine": "llama.cpp"},
+    ],
 )
 def test_a_wrong_setting_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError):

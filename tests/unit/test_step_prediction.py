@@ -6,7 +6,8 @@ import pytest
 
 from kvgauge.formats import kv_format
 from kvgauge.formula.moved import decode_operations, total_flops
-from kvgauge.formula.plan import WEIGHT_BITS, make_plan
+from kvgauge.formula.plan import make_plan
+from kvgauge.formula.weights import WEIGHT_FORMATS
 from kvgauge.schema import Cell
 from kvgauge.suites.types import CellPlan, cell_kv_bytes
 from kvgauge.traces.types import Trace
@@ -31,7 +32,10 @@ def test_the_weights_multiply_and_add_once_for_each_sequence() -> None:
     ("weight_format", "total", "active"),
     [
         ("fp32", 4000, 3600), ("fp16", 2000, 1800), ("bf16", 2000, 1800),
-        ("fp8", 1000, 900), ("int8", 1000, 900), ("int4", 500, 450),
+        ("fp8", 1000, 900), ("int8", 1000, 900),
+        # Groups of 128 with 20 bits, of 32 and of 16 with 8: the last one is whole where it is not full.
+        ("int4", 500 + 8 * 20 // 8, 450 + 8 * 20 // 8),
+        ("mxfp4", 500 + 32, 450 + 29), ("nvfp4", 500 + 63, 450 + 57),
     ],
 )  # fmt: skip
 def test_a_plan_counts_weights_by_their_format(weight_format: str, total: int, active: int) -> None:
@@ -44,7 +48,9 @@ def test_a_plan_counts_weights_by_their_format(weight_format: str, total: int, a
 
 
 def test_no_weight_format_is_without_a_worked_figure() -> None:
-    assert set(WEIGHT_BITS) == {"fp32", "fp16", "bf16", "fp8", "int8", "int4"}
+    assert set(WEIGHT_FORMATS) == {
+        "fp32", "fp16", "bf16", "fp8", "int8", "int4", "mxfp4", "nvfp4",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("layers_timed", "layers"), [(None, 2), (1, 1)])

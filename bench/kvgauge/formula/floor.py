@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from kvgauge.formula.hardware import Gpu
 from kvgauge.formula.moved import Operation
 
 Bound = Literal["memory", "compute"]
+RatesSource = Literal["probe", "datasheet"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,19 +22,27 @@ class Rates:
 
     read_bytes_per_s: float
     flops_per_s: float
-    source: Literal["probe", "datasheet"]
+    source: RatesSource
+    eight_bit_flops_per_s: float | None = None
+
+
+def datasheet_rates(gpu: Gpu) -> Rates:
+    """A card's own figures."""
+    return Rates(gpu.bytes_per_s, gpu.fp16_flops_per_s, "datasheet", gpu.fp8_flops_per_s)
 
 
 def floor_s(operations: Sequence[Operation], rates: Rates) -> float:
     """Seconds: the sum over operations of max(bytes / bandwidth, FLOPs / rate)."""
-    return sum(max(*_times(op, rates)) for op in operations)
+    return sum(max(*operation_times(op, rates)) for op in operations)
 
 
 def bound(operations: Sequence[Operation], rates: Rates) -> Bound:
     """What most of the floor is made of."""
-    memory = sum(m for m, c in (_times(op, rates) for op in operations) if m >= c)
+    memory = sum(m for m, c in (operation_times(op, rates) for op in operations) if m >= c)
     return "memory" if memory * 2 >= floor_s(operations, rates) else "compute"
 
 
-def _times(op: Operation, rates: Rates) -> tuple[float, float]:
-    return op.moved_bytes / rates.read_bytes_per_s, op.flops / rates.flops_per_s
+def operation_times(op: Operation, rates: Rates) -> tuple[float, float]:
+    """Seconds that the bytes take and seconds that the arithmetic takes."""
+    eight_bit = rates.eight_bit_flops_per_s if op.eight_bit else None
+    return op.moved_bytes / rates.read_bytes_per_s, op.flops / (eight_bit or rates.flops_per_s)

@@ -2,14 +2,41 @@
 
 One attention layer holds, for each of min(tokens, window) tokens, `kv_heads * (k_dim + v_dim)`
 elements in the KV format; MLA holds one latent of `latent_dim + rope_dim` elements, not doubled and
-not divided by tensor parallelism; linear and SSM layers hold a constant state.
+not divided by tensor parallelism; beside either may stand one indexer key a token, not divided; linear
+and SSM layers hold a constant state, whatever the length. Two numbers so describe a request at any
+length: what the next token adds (`marginal_bytes`) and what is there at length zero (`state_bytes`).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from kvgauge.errors import UserError
 from kvgauge.formats import KVFormat
+from kvgauge.formula.engines import HF, Engine
+from kvgauge.formula.stack import distinct_layers
 from kvgauge.shapes.types import LayerShape, ModelShape
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """How a cache is stored: format, pages, ranks and the engine's conventions."""
+
+    fmt: KVFormat
+    page_size: int | None = None
+    tensor_parallel: int = 1
+    engine: Engine = HF
+
+    def __post_init__(self) -> None:
+        if self.page_size is not None and self.page_size < 1:
+            raise UserError(f"page size {self.page_size}: must be at least 1 token")
+        if self.tensor_parallel < 1:
+            raise UserError(f"tensor parallel size {self.tensor_parallel}: must be at least 1")
+
+    @property
+    def page_tokens(self) -> int | None:
+        """Tokens a page: as asked for, or the engine's own."""
+        return self.engine.page_tokens if self.page_size is None else self.page_size
 
 
 def kv_heads_per_rank(kv_heads: int, tensor_parallel: int) -> int:
@@ -29,21 +56,48 @@ def kv_heads_per_rank(kv_heads: int, tensor_parallel: int) -> int:
     return 1
 
 
-def token_row_bytes(layer: LayerShape, fmt: KVFormat, tensor_parallel: int = 1) -> int:
-    """Bytes that one more token costs in this layer while it still grows."""
+@dataclass(frozen=True, slots=True)
+class RowBytes:
+    """What one token costs in one layer on one rank, stored or read from an earlier layer."""
+
+    elements: int = 0
+    metadata: int = 0
+    index: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.elements + self.metadata + self.index
+
+
+def row_bytes(layer: LayerShape, storage: Storage) -> RowBytes:
+    """The parts of one token's bytes; a shared layer reads as much and stores none of it."""
     if not layer.is_attention:
-        return 0
+        return RowBytes()
+    fmt = storage.fmt
+    index = storage.engine.index_format.row_bytes(layer.index_dim)
     if layer.kind == "mla":
-        return fmt.row_bytes(layer.latent_dim + layer.rope_dim)
-    heads = kv_heads_per_rank(layer.kv_heads, tensor_parallel)
-    return heads * (fmt.row_bytes(layer.k_dim) + fmt.row_bytes(layer.v_dim))
+        latent = layer.latent_dim + layer.rope_dim
+        return RowBytes(fmt.row_element_bytes(latent), fmt.row_metadata_bytes(latent), index)
+    heads = kv_heads_per_rank(layer.kv_heads, storage.tensor_parallel)
+    dims = (layer.k_dim, layer.v_dim)
+    return RowBytes(
+        heads * sum(map(fmt.row_element_bytes, dims)),
+        heads * sum(map(fmt.row_metadata_bytes, dims)),
+        index,
+    )
 
 
-def tokens_held(layer: LayerShape, tokens: int) -> int:
+def token_row_bytes(layer: LayerShape, storage: Storage) -> int:
+    """Bytes that one more token costs in this layer while it still grows."""
+    return 0 if layer.shared else row_bytes(layer, storage).total
+
+
+def tokens_held(layer: LayerShape, tokens: int, window_slack: int = 0) -> int:
     """Tokens that the layer keeps of a sequence of `tokens`."""
     if not layer.is_attention:
         return 0
-    return tokens if layer.window is None else min(tokens, layer.window)
+    return tokens if layer.window is None else min(tokens, layer.window + window_slack)
 
 
 def page_rounded(tokens: int, page_size: int | None) -> int:
@@ -55,18 +109,33 @@ def page_rounded(tokens: int, page_size: int | None) -> int:
     return -(-tokens // page_size) * page_size
 
 
-def layer_bytes(
-    layer: LayerShape,
-    tokens: int,
-    fmt: KVFormat,
-    page_size: int | None = None,
-    tensor_parallel: int = 1,
-) -> int:
+def slots_held(layer: LayerShape, tokens: int, storage: Storage) -> int:
+    """Tokens that the layer has room for: those that it keeps, in whole pages."""
+    kept = tokens_held(layer, tokens, storage.engine.window_slack)
+    return page_rounded(kept, storage.page_tokens)
+
+
+def layer_state_bytes(layer: LayerShape, storage: Storage) -> int:
+    """The constant state on one rank: a part is divided where the ranks divide it, or copied whole."""
+    ranks, width = storage.tensor_parallel, storage.engine.state_bits
+    total = 0
+    for part in layer.state:
+        elements = part.elements if part.elements % ranks else part.elements // ranks
+        total += elements * (width or part.bits) // 8
+    return total
+
+
+def layer_bytes(layer: LayerShape, tokens: int, storage: Storage) -> int:
     """Bytes that one layer holds of one sequence of `tokens`, on one rank."""
-    if layer.state_bytes:
-        return layer.state_bytes
-    slots = page_rounded(tokens_held(layer, tokens), page_size)
-    return slots * token_row_bytes(layer, fmt, tensor_parallel)
+    rows = slots_held(layer, tokens, storage) * token_row_bytes(layer, storage)
+    return rows + layer_state_bytes(layer, storage) if layer.state else rows
+
+
+def held_bytes(shape: ModelShape, tokens: int, storage: Storage) -> int:
+    """Bytes that one request of `tokens` holds over all layers, on one rank."""
+    return sum(
+        count * layer_bytes(layer, tokens, storage) for layer, count in distinct_layers(shape)
+    )
 
 
 def request_bytes(
@@ -75,23 +144,34 @@ def request_bytes(
     fmt: KVFormat,
     page_size: int | None = None,
     tensor_parallel: int = 1,
+    engine: Engine = HF,
 ) -> int:
-    """Bytes that one request of `tokens` holds over all layers, on one rank."""
+    """`held_bytes`, its storage spelled out."""
+    return held_bytes(shape, tokens, Storage(fmt, page_size, tensor_parallel, engine))
+
+
+def growth_bytes(shape: ModelShape, tokens: int, storage: Storage) -> int:
+    """Bytes that the next token adds to a sequence of `tokens` on one rank, without page rounding."""
+    slack = storage.engine.window_slack
     return sum(
-        count * layer_bytes(layer, tokens, fmt, page_size, tensor_parallel)
-        for layer, count in shape.runs()
+        count * token_row_bytes(layer, storage)
+        for layer, count in distinct_layers(shape)
+        if tokens_held(layer, tokens + 1, slack) > tokens_held(layer, tokens, slack)
     )
 
 
-def marginal_bytes(shape: ModelShape, tokens: int, fmt: KVFormat, tensor_parallel: int = 1) -> int:
-    """Bytes that the next token adds to a sequence of `tokens`, without page rounding."""
-    return sum(
-        count * token_row_bytes(layer, fmt, tensor_parallel)
-        for layer, count in shape.runs()
-        if tokens_held(layer, tokens + 1) > tokens_held(layer, tokens)
-    )
+def marginal_bytes(
+    shape: ModelShape,
+    tokens: int,
+    fmt: KVFormat,
+    tensor_parallel: int = 1,
+    engine: Engine = HF,
+) -> int:
+    """`growth_bytes`, its storage spelled out."""
+    return growth_bytes(shape, tokens, Storage(fmt, None, tensor_parallel, engine))
 
 
-def state_bytes(shape: ModelShape) -> int:
-    """Bytes of constant state of one request."""
-    return sum(count * layer.state_bytes for layer, count in shape.runs())
+def state_bytes(shape: ModelShape, tensor_parallel: int = 1, engine: Engine = HF) -> int:
+    """Bytes of constant state of one request, on one rank."""
+    storage = Storage(KVFormat("none", 0), None, tensor_parallel, engine)
+    return sum(count * layer_state_bytes(layer, storage) for layer, count in distinct_layers(shape))

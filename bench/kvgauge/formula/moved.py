@@ -1,8 +1,9 @@
 """Bytes that a decode step moves and operations that it does, as a list of operations.
 
-Decode reads the held bytes once a step. With scope `step` or `engine` it also reads the active
-weights once a step (shared by the batch) and writes the appended token. Scope `attention` is the
-attention alone over a cache that stays as it is.
+Decode reads the held bytes once a step, tokens and not pages. With scope `step` or `engine` it also
+reads the active weights once a step (shared by the batch) and writes the appended token. Scope
+`attention` is the attention alone over a cache that stays as it is. A layer that shares another's cache
+stores nothing and reads all the same.
 """
 
 from __future__ import annotations
@@ -13,7 +14,15 @@ from typing import Literal
 
 from kvgauge.errors import UserError
 from kvgauge.formats import KVFormat
-from kvgauge.formula.held import layer_bytes, token_row_bytes, tokens_held
+from kvgauge.formula.held import (
+    Storage,
+    layer_state_bytes,
+    row_bytes,
+    token_row_bytes,
+    tokens_held,
+)
+from kvgauge.formula.stack import Counted, counted, distinct_layers
+from kvgauge.formula.weights import WeightFormat
 from kvgauge.shapes.types import LayerShape, ModelShape
 
 DecodeScope = Literal["attention", "step"]
@@ -21,22 +30,54 @@ DecodeScope = Literal["attention", "step"]
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """Work that runs as one: its bytes and its floating-point operations overlap."""
+    """Work that runs as one: its bytes and its floating-point operations overlap.
+
+    `eight_bit`: both inputs are 8-bit floats, for which a card may have a rate of its own.
+    """
 
     name: str
     moved_bytes: int
     flops: int
+    eight_bit: bool = False
 
 
-def attention_flops(layer: LayerShape, tokens: int) -> int:
+def layer_read_bytes(layer: LayerShape, tokens: int, storage: Storage) -> int:
+    """Bytes that one step of one sequence reads in a layer, on one rank."""
+    rows = tokens_held(layer, tokens) * row_bytes(layer, storage).total
+    return rows + layer_state_bytes(layer, storage) if layer.state else rows
+
+
+def q_heads_per_rank(layer: LayerShape, tensor_parallel: int) -> int:
+    """Query heads of the fullest rank."""
+    return -(-layer.q_heads // tensor_parallel)
+
+
+def attention_flops(layer: LayerShape, tokens: int, tensor_parallel: int = 1) -> int:
     """FLOPs of one sequence's decode attention: a multiply and an add for each q·K and p·V term.
 
     MLA decodes on the latent (absorbed): scores over latent_dim + rope_dim, values over latent_dim.
     """
-    n = tokens_held(layer, tokens)
+    n, heads = tokens_held(layer, tokens), q_heads_per_rank(layer, tensor_parallel)
     if layer.kind == "mla":
-        return 2 * layer.q_heads * n * (2 * layer.latent_dim + layer.rope_dim)
-    return 2 * layer.q_heads * n * (layer.k_dim + layer.v_dim)
+        return 2 * heads * n * (2 * layer.latent_dim + layer.rope_dim)
+    return 2 * heads * n * (layer.k_dim + layer.v_dim)
+
+
+def attention_operations(
+    layers: Counted, tokens: int, storage: Storage, batch: int
+) -> list[Operation]:
+    """One operation for each distinct layer: equal layers take equal times, so a sum is a product."""
+    eight_bit = storage.fmt.name.startswith("fp8")
+    return [
+        Operation(
+            f"attention {layer.kind}",
+            batch * count * layer_read_bytes(layer, tokens, storage),
+            batch * count * attention_flops(layer, tokens, storage.tensor_parallel),
+            eight_bit,
+        )
+        for layer, count in layers
+        if layer.kind != "none"
+    ]
 
 
 def decode_operations(
@@ -53,25 +94,33 @@ def decode_operations(
 
     `layers_timed` counts the first layers alone (scope `attention`); None means all.
     """
-    layers = shape.layers if layers_timed is None else shape.layers[:layers_timed]
-    operations = [
-        Operation(
-            f"attention {layer.kind}",
-            batch * layer_bytes(layer, tokens, fmt),
-            batch * attention_flops(layer, tokens),
+    storage = Storage(fmt)
+    if scope == "step":
+        return step_operations(
+            shape, tokens, storage, batch, WeightFormat(f"{weight_bits} bits", weight_bits)
         )
-        for layer in layers
-        if layer.kind != "none"
-    ]
-    if scope == "attention":
-        return tuple(operations)
+    timed = distinct_layers(shape) if layers_timed is None else counted(shape.layers[:layers_timed])
+    return tuple(attention_operations(timed, tokens, storage, batch))
+
+
+def step_operations(
+    shape: ModelShape, tokens: int, storage: Storage, batch: int, weights: WeightFormat
+) -> tuple[Operation, ...]:
+    """The operations of one decode step of the whole stack on one rank, communication left out."""
     if shape.params_active is None:
         raise UserError(f"{shape.name}: weight counts unknown, no step can be predicted")
-    append = batch * sum(token_row_bytes(layer, fmt) for layer in layers)
-    weights = Operation(
-        "weights", shape.params_active * weight_bits // 8, 2 * batch * shape.params_active
+    layers, ranks = distinct_layers(shape), storage.tensor_parallel
+    append = sum(count * token_row_bytes(layer, storage) for layer, count in layers)
+    return (
+        *attention_operations(layers, tokens, storage, batch),
+        Operation(
+            "weights",
+            -(-weights.bytes_of(shape.params_active) // ranks),
+            -(-2 * batch * shape.params_active // ranks),
+            eight_bit=weights.name == "fp8",
+        ),
+        Operation("append", batch * append, 0),
     )
-    return (*operations, weights, Operation("append", append, 0))
 
 
 def total_bytes(operations: Sequence[Operation]) -> int:
