@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from itertools import groupby
 from typing import Any, Literal
 
@@ -143,7 +143,9 @@ class ModelShape:
         Facts at their default are left out: a fact added later renames no old shape.
         """
         facts = [[layer.given(), count] for layer, count in self.runs()]
-        text = json.dumps([facts, self.hidden, self.vocab], sort_keys=True, separators=(",", ":"))
+        text = json.dumps(
+            [facts, self.hidden, self.vocab], sort_keys=True, separators=(",", ":"), default=asdict
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def runs(self) -> list[tuple[LayerShape, int]]:

@@ -110,11 +110,15 @@ class Decode:
         full = does_not_fit(predicted.kv_bytes + _scratch_bytes(plan), device, predicted)
         if full is not None:
             return full
-        cache, q = _filled_cache(plan, context), _random_query(plan, context)
-        reason = backend.supports(cache.view(0), q.dtype)
+        cache = _filled_cache(plan, context)
+        # Layers may differ in heads and dims: a query for each.
+        queries = [_random_query(plan, layer, context) for layer in range(len(cache.layers))]
+        pairs = [(q, cache.view(layer)) for layer, q in enumerate(queries)]
+        reasons = (backend.supports(view, q.dtype) for q, view in pairs)
+        reason = next((r for r in reasons if r is not None), None)
         if reason is not None:
             return Outcome("unsupported", predicted, "not_supported", reason)
-        return _prove_and_time(plan, context, predicted, backend, cache, q)
+        return _prove_and_time(plan, context, predicted, backend, cache, pairs)
 
 
 def _prove_and_time(
@@ -123,24 +127,22 @@ def _prove_and_time(
     predicted: Prediction,
     backend: AttentionBackend,
     cache: ContiguousCache,
-    q: torch.Tensor,
+    pairs: list[tuple[torch.Tensor, KVView]],
 ) -> Outcome:
-    views = [cache.view(i) for i in range(len(cache.layers))]
-
     def step() -> None:
-        for view in views:
+        for q, view in pairs:
             backend.decode(q, view)
 
     seen = observe_ops(step)
     kernel = ", ".join(sorted(seen & set(backend.kernel_ops))) or None
     ref = BackendRef(backend.name, backend.version(), kernel)
     proven = Measurement(
-        kv_bytes=cache.storage_bytes(), max_error=max(_error(backend, q, view) for view in views)
+        kv_bytes=cache.storage_bytes(), max_error=max(_error(backend, *pair) for pair in pairs)
     )
     fault = (
         bytes_fault(proven.kv_bytes or 0, predicted.kv_bytes)
         or kernel_fault(seen, backend.kernel_ops, backend.forbidden_ops)
-        or output_fault(proven.max_error or 0.0, q.dtype)
+        or output_fault(proven.max_error or 0.0, pairs[0][0].dtype)
     )
     if fault:
         return Outcome("invalid", predicted, fault.code, fault.reason, measured=proven, backend=ref)
@@ -171,8 +173,8 @@ def _filled_cache(plan: CellPlan, context: Context) -> ContiguousCache:
     return cache
 
 
-def _random_query(plan: CellPlan, context: Context) -> torch.Tensor:
-    layer, fmt = plan.shape.layers[0], plan.cell.kv_format
+def _random_query(plan: CellPlan, index: int, context: Context) -> torch.Tensor:
+    layer, fmt = plan.shape.layers[index], plan.cell.kv_format
     dtype = COMPUTE_DTYPE_OF_QUANTIZED if kv_format(fmt).quantized else STORAGE_DTYPE[fmt]
     generator = torch.Generator().manual_seed(context.seed + 1)
     q = torch.randn(plan.cell.batch, layer.q_heads, layer.k_dim, generator=generator)
