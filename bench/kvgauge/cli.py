@@ -71,7 +71,7 @@ def plan(
         bool, typer.Option(help="The longest trace and most requests it holds.")
     ] = False,
     sweep: Annotated[
-        str | None, typer.Option(help="A table over think=1k:128k, batch=1,8,64 and so on.")
+        list[str] | None, typer.Option(help="A table over think=1k:128k, batch=1,8,64 and so on.")
     ] = None,
     compare: Annotated[
         list[str] | None,
@@ -90,7 +90,7 @@ def plan(
             "weight_format": weight_format, "engine": engine, "gpu": gpu,
             "utilization": utilization, "reserve_bytes": variants.reserve_bytes_of(reserve_gb),
         },
-        plan_command.Views(explain, fit, sweep, tuple(compare or ())),
+        plan_command.Views(explain, fit, plan_command.only_sweep(sweep or ()), tuple(compare or ())),
         _print_json if as_json else None,
     )  # fmt: skip
 

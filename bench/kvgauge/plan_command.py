@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -23,6 +23,13 @@ class Views:
     fit: bool = False
     sweep: str | None = None
     compare: tuple[str, ...] = ()
+
+
+def only_sweep(texts: Sequence[str]) -> str | None:
+    """The axis of `--sweep`, if any; raises UserError where there are several."""
+    if len(texts) > 1:
+        raise UserError(f"--sweep given {len(texts)} times: one --sweep at a time")
+    return texts[0] if texts else None
 
 
 def run(model: str, options: PlanOptions, views: Views, print_json: PrintJson | None) -> None:

@@ -76,19 +76,25 @@ def parse_variants(texts: Sequence[str]) -> tuple[Variant, ...]:
 def _changes(label: str) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for part in label.split("+"):
-        key, equals, value = part.partition("=")
-        if equals and key not in _KEYS:
-            raise UserError(f"--compare '{short(part)}': the key must be one of {', '.join(_KEYS)}")
-        if equals:
-            name, read = _KEYS[key]
-            changes[name] = read(value)
-        elif not part:
-            raise UserError("--compare: an empty name; a KV format, a card, a model or KEY=VALUE")
-        elif _known(kv_format, part):
-            changes["kv_format"] = part
-        else:
-            changes["gpu" if _known(gpu_named, part) else "model"] = part
+        name, value = _change(part)
+        if name in changes:
+            raise UserError(f"--compare '{short(label)}': {name.replace('_', '-')} is said twice")
+        changes[name] = value
     return changes
+
+
+def _change(part: str) -> tuple[str, Any]:
+    key, equals, value = part.partition("=")
+    if equals and key not in _KEYS:
+        raise UserError(f"--compare '{short(part)}': the key must be one of {', '.join(_KEYS)}")
+    if equals:
+        name, read = _KEYS[key]
+        return name, read(value)
+    if not part:
+        raise UserError("--compare: an empty name; a KV format, a card, a model or KEY=VALUE")
+    if _known(kv_format, part):
+        return "kv_format", part
+    return ("gpu" if _known(gpu_named, part) else "model"), part
 
 
 def _known(lookup: Callable[[str], object], name: str) -> bool:

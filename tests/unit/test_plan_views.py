@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from faults.test_cli_faults import kvgauge
 from kvgauge import plan_command
 from kvgauge.api import PlanOptions
 from kvgauge.errors import UserError
@@ -89,6 +90,21 @@ def test_views_for_people(capsys: pytest.CaptureFixture[str]) -> None:
         assert "not modelled" in printed
     plan_command.run("llama-3.1-70b", OPTIONS, Views(), None)
     assert "does not fit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "label", ["gpu=H200+gpu=H100", "H200+gpu=H200", "int8+kv-format=int4", "tp=2+batch=8+tp=4"]
+)
+def test_a_column_says_a_setting_once(label: str) -> None:
+    with pytest.raises(UserError, match="is said twice"):
+        parse_variants(["int8", label])
+
+
+def test_one_sweep_at_a_time() -> None:
+    done = kvgauge("plan", MODEL, "--sweep", "think=1k:4k", "--sweep", "batch=1,8")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.strip() == "kvgauge: --sweep given 2 times: one --sweep at a time"
+    assert kvgauge("plan", MODEL, "--sweep", "batch=1,8").returncode == 0
 
 
 def test_tables_do_not_mix() -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 from kvgauge.audit.read import StartUp
@@ -16,15 +15,15 @@ from kvgauge.shapes.types import ModelShape
 
 MAX_COUNT = 10**12
 MAX_RANKS = 4096
+MAX_PLACED = 512
+MAX_BESIDE = 32
+Place = tuple[int | None, int | None]
 # What engines call the formats of `kvgauge.formats`; `auto` and `model` mean the model's own dtype.
 _FORMAT_NAMES = {
     "f32": "fp32", "float32": "fp32", "float": "fp32", "f16": "fp16", "float16": "fp16",
     "half": "fp16", "bfloat16": "bf16", "fp8": "fp8_e4m3", "float8_e4m3fn": "fp8_e4m3",
     "float8_e4m3fnuz": "fp8_e4m3", "float8_e5m2": "fp8_e5m2",
 }  # fmt: skip
-
-# `Worker_TP3` (vLLM) and ` TP3]` (SGLang) stand before the lines of a rank.
-_RANK = re.compile(r"(?:Worker_| )TP(\d{1,3})(?!\d)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +55,11 @@ class Context:
     pp: int
     unknown_format: str | None
     assumptions: tuple[str, ...]
-    available: Range | None
-    """Bytes for the cache on the rank that has least, which decides for all."""
     known_counts: dict[What, list[int]]
+    places: dict[What, list[tuple[LogFact, Place]]]
+    """The facts of each kind, with the ranks that their lines name."""
+    placed: dict[tuple[What, Place], list[LogFact]] = field(default_factory=dict)
+    """Those of them that may belong to a rank, as far as asked for."""
 
     def counts(self, what: What) -> list[int]:
         """All usable whole numbers that the start-up states of that kind, in order."""
@@ -67,6 +68,26 @@ class Context:
     def last(self, what: What) -> int | None:
         """The last of them."""
         return _last(self.counts(what))
+
+    def beside(self, fact: LogFact, what: What) -> list[LogFact]:
+        """The facts of that kind that may belong to `fact`, the likeliest first.
+
+        Where both lines name a rank, it must be the same. Else any may: ranks print in any order, and
+        the nth of one kind goes with the nth of the other.
+        """
+        place = (fact.replica, fact.rank)
+        mine = self._placed(fact.what, place)
+        found = self._placed(what, place)
+        nth = next((n for n, each in enumerate(mine) if each is fact), 0)
+        paired = found[nth : nth + 1] if len(found) == len(mine) else found[-1:]
+        return (paired + [each for each in found if each not in paired])[:MAX_BESIDE]
+
+    def _placed(self, what: What, place: Place) -> list[LogFact]:
+        known = self.placed.get((what, place))
+        if known is None:
+            every = self.places.get(what, [])[-MAX_PLACED:]
+            known = self.placed[what, place] = [f for f, its in every if _together(its, place)]
+        return known
 
     @property
     def block_tokens(self) -> int | None:
@@ -81,22 +102,20 @@ def make_context(start_up: StartUp, shape: ModelShape, options: Options) -> Cont
     tp = 1 if start_up.engine == "llama.cpp" else _tp(start_up, options, said)
     case = Case(shape, start_up.engine, fmt, fmt, tp)
     counts: dict[What, list[int]] = {}
+    places: dict[What, list[tuple[LogFact, Place]]] = {}
     for fact in start_up.facts:
         if (count := usable_count(fact)) is not None:
             counts.setdefault(fact.what, []).append(count)
+        places.setdefault(fact.what, []).append((fact, (fact.replica, fact.rank)))
     pp = (counts.get("pp") or [1])[-1] or 1
-    return Context(
-        start_up, shape, options, case, pp, unknown, tuple(said), _available(start_up), counts
+    return Context(start_up, shape, options, case, pp, unknown, tuple(said), counts, places)
+
+
+def _together(one: Place, other: Place) -> bool:
+    (replica, rank), (its_replica, its_rank) = one, other
+    return (replica is None or its_replica is None or replica == its_replica) and (
+        rank is None or its_rank is None or rank == its_rank
     )
-
-
-def _available(start_up: StartUp) -> Range | None:
-    ranges = [
-        found
-        for fact in start_up.facts
-        if fact.what == "available_bytes" and (found := printed_range(fact)) is not None
-    ]
-    return min(ranges, key=lambda found: found.low, default=None)
 
 
 def usable_count(fact: LogFact) -> int | None:
@@ -151,15 +170,26 @@ def _tp(start_up: StartUp, options: Options, said: list[str]) -> int:
         return options.tp
     stated = _last_count(start_up, "tp")
     if stated and stated <= MAX_RANKS:
-        return stated
+        return _attention_ranks(start_up, stated, said)
     where = f"start-up {start_up.number} ({start_up.engine})"
-    found = (_RANK.search(fact.text) for fact in start_up.facts)
-    ranks = 1 + max((int(match[1]) for match in found if match), default=0)
+    ranks = 1 + max((fact.rank or 0 for fact in start_up.facts), default=0)
     if ranks > 1:
         said.append(f"{where}: tensor parallel size {ranks}, as lines of so many ranks are here")
         return ranks
     said.append(f"{where}: tensor parallel size 1, as the log states none (--tp)")
     return 1
+
+
+def _attention_ranks(start_up: StartUp, tp: int, said: list[str]) -> int:
+    """SGLang's DP attention cuts the ranks into groups, each of which holds caches of its own."""
+    dp = _last_count(start_up, "dp") or 1
+    if dp == 1 or tp % dp or not any(fact.what == "dp_attention" for fact in start_up.facts):
+        return tp
+    said.append(
+        f"start-up {start_up.number} ({start_up.engine}): attention on {tp // dp} of the {tp} ranks, as "
+        f"the log states enable_dp_attention with dp_size={dp}"
+    )
+    return tp // dp
 
 
 def _last_count(start_up: StartUp, what: What) -> int | None:

@@ -21,7 +21,9 @@ class Expectation:
 
     `predict` gives one range or several conventions' ranges, the plain one first; the figure agrees
     with any. `unit_bytes` is what one unit of the figure weighs, where it weighs something.
-    `variants` are other ways to count, by name, tried as hypotheses only.
+    `memories` are what was available for it, a rank each. `variants` are other ways to count, by
+    name, tried as hypotheses only. `foreign` says why the figure may be another model's: then it does
+    not disagree.
     """
 
     fact: LogFact
@@ -32,7 +34,8 @@ class Expectation:
     unit_bytes: Fraction | None = Fraction(1)
     reason: str = ""
     variants: tuple[tuple[str, Predict], ...] = ()
-    logged_layers: int | None = None
+    memories: tuple[Range, ...] = ()
+    foreign: str = ""
     sequences: int | None = None
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 from kvgauge.audit.expect import Expectation
-from kvgauge.audit.sizes import LAYER_SETS, Case, layer_total, windowed
+from kvgauge.audit.sizes import LAYER_SETS, Case, expandable, windowed
 from kvgauge.audit.types import Range
 from kvgauge.errors import UserError
 from kvgauge.formats import kv_format
@@ -46,6 +46,8 @@ def _fits(expected: Expectation, case: Case, logged: Range) -> bool:
 
 def _cases(expected: Expectation) -> Iterator[tuple[str, Case]]:
     case = expected.case
+    if expected.unit_bytes is None:  # it follows from another figure, whatever the assumptions
+        return
     if case.engine != "llama.cpp":
         for ranks in _RANKS:
             if ranks != case.tp:
@@ -61,12 +63,10 @@ def _cases(expected: Expectation) -> Iterator[tuple[str, Case]]:
     if any(layer.kind == "mla" for layer in case.shape.layers):
         other = "again as V" if not case.latent_twice else "once only"
         yield f"the latent is stored {other}", replace(case, latent_twice=not case.latent_twice)
-    layers = expected.logged_layers
-    if layers and layers != layer_total(case):
+    if case.engine == "llama.cpp" and expandable(case.shape):
         yield (
-            f"{layers} layers, as the line says, instead of the model's {layer_total(case)}: another "
-            "model, or a draft model's cache",
-            replace(case, layer_count=layers),
+            "K and V expanded from the latent, as llama.cpp stored MLA before April 2025",
+            replace(case, expanded=True),
         )
 
 

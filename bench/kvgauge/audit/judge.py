@@ -60,8 +60,12 @@ def _figures(context: Context) -> Iterator[Judgeable]:
     """The judgeable figures of a start-up, in the file's order."""
     engine, kind = context.start_up.engine, None
     buffers: list[LogFact] = []
+    said: Line = {}
     for facts in lines_of(context.start_up.facts):
         line: Line = {fact.what: fact for fact in facts}
+        said |= {what: line[what] for what in ("context_tokens", "model_layers") if what in line}
+        if "kv_bytes" in line and "cells" not in line:
+            line = {**said, **line}
         if "cache_kind" in line:
             kind = line["cache_kind"].value
         if "buffer_bytes" in line:
@@ -82,7 +86,7 @@ def _figures(context: Context) -> Iterator[Judgeable]:
             yield from state_figures(line, context)
             yield from pool_figures(line, context)
     if buffers:
-        yield buffer_figure(buffers, None, context, kind)
+        yield buffer_figure(buffers, said, context, kind)
 
 
 def _split_by_stages(line: Line, context: Context) -> Iterator[Missing]:
@@ -113,6 +117,8 @@ def _judge(item: Judgeable, context: Context) -> Finding:
     known = replace(base, computed=float(best.middle / scale), rule=item.rule, reason=item.reason)
     if item.logged.meets(best):
         return replace(known, verdict="agree")
+    if item.foreign:
+        return replace(base, reason=f"{item.foreign}: another model, or a draft model's cache")
     return _disagreement(known, item, computed[0])
 
 

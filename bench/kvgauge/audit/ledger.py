@@ -47,10 +47,13 @@ def _stored(expected: Expectation, finding: Finding, part: Part) -> LogLedger:
 
 
 def _pool(expected: Expectation, finding: Finding, context: Context) -> LogLedger | None:
-    available, weight = context.available, expected.unit_bytes
-    if available is None or weight is None:
+    weight = expected.unit_bytes
+    if not expected.memories or weight is None:
         return None
     used = int(expected.logged.middle * weight)
+    available = expected.memories[0]
+    if finding.verdict == "agree":  # with one of the ranks: the nearest
+        available = min(expected.memories, key=lambda memory: abs(memory.middle - used))
     half = (available.high - available.low) / 2
     rest, block = available.middle - used, weight * max(1, context.block_tokens or 16)
     rows = [LedgerRow(f"K and V of {finding.logged} {finding.what}", used)]

@@ -26,17 +26,29 @@ TABLE = (
         r"(?:, K \((?P<k_format>\w{1,16})\):\s{0,12}(?P<k_bytes>NUM) MiB)?"
         r"(?:, V \((?P<v_format>\w{1,16})\):\s{0,12}(?P<v_bytes>NUM) MiB)?",
     ),
+    # llama_kv_cache_init: kv self size  = 1024.00 MB
+    # llama_new_context_with_model: kv self size  =  256.00 MB
+    pattern(
+        "kv self size",
+        r"\bkv self size\s{1,4}=\s{0,12}(?P<kv_bytes>NUM) MB",
+        {"kv_bytes": "MiB"},  # in 2023 it divided by 1024 * 1024 and called that MB
+    ),
     # llama_kv_cache_init:      CUDA0 KV buffer size =  1024.00 MiB
     pattern("KV buffer size", r"KV buffer size\s{0,4}=\s{0,12}(?P<buffer_bytes>NUM) (?P<unit>MiB)"),
     # llama_kv_cache_init: kv_size = 32768, offload = 1, type_k = 'q8_0', type_v = 'q8_0', n_layer = 64
     pattern(
         "kv_size = ",
         r"\bkv_size = (?P<context_tokens>NUM),"
-        r"(?:.{0,80}?type_k = '(?P<k_format>\w{1,16})', type_v = '(?P<v_format>\w{1,16})')?",
+        r"(?:.{0,80}?type_k = '(?P<k_format>\w{1,16})', type_v = '(?P<v_format>\w{1,16})')?"
+        r"(?:, n_layer = (?P<model_layers>\d{1,6}))?",
     ),
     # llama_new_context_with_model: n_ctx      = 4096
+    # llama_model_load_internal: n_ctx      = 2048
+    # llm_load_print_meta: n_ctx          = 4096
     pattern(
-        "n_ctx ", r"llama_(?:new_context_with_model|context): n_ctx\s{1,20}= (?P<max_tokens>NUM)"
+        "n_ctx ",
+        r"(?:llama_(?:new_context_with_model|context|model_load_internal)|llm_load_print_meta):"
+        r" n_ctx\s{1,20}= (?P<max_tokens>NUM)",
     ),
     # llama_kv_cache_unified_iswa: creating non-SWA KV cache, size = 131072 cells
     # llama_kv_cache_iswa: creating     SWA KV cache, size = 768 cells

@@ -1,7 +1,7 @@
 """How a parser states what it knows: a table of regular expressions, each beside a line that it reads.
 
 The expressions are simple: literal text, bounded classes, no nested repeats. So a line of L characters
-takes a time that grows with L and not faster, and lines are cut at 4 KiB before they come here.
+takes a time that grows with L and not faster, and lines are cut at 16 KiB before they come here.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def _blocks(fact: LogFact, line: Line, context: Context) -> Judgeable | None:  #
 
 
 def _from_available(fact: LogFact, context: Context, block: int, tokens_a_unit: int) -> Judgeable:
-    count, available = usable_count(fact), context.available
+    count, memories = usable_count(fact), _memories(fact, context)
     if count is None:
         return Missing(fact, "not a whole number that a cache could have")
     if stateful(context.shape):
@@ -99,14 +99,19 @@ def _from_available(fact: LogFact, context: Context, block: int, tokens_a_unit: 
         )
     if context.unknown_format is not None:
         return Missing(fact, f"KV format {context.unknown_format[:20]} is not known (--kv-format)")
-    if available is None or available.low < 0:
+    if not memories:
         return Missing(fact, "the log does not say how much memory is available for the cache")
     per_block = block // tokens_a_unit
+    bounds = [(int(memory.low), int(memory.high)) for memory in memories]
 
     def counted(bytes_a_token: int) -> list[Range]:
-        low, high = (bound // (block * bytes_a_token) * per_block
-                     for bound in (available.low, available.high))  # fmt: skip
-        return [Range(Fraction(low), Fraction(high))] if bytes_a_token else []
+        if not bytes_a_token:
+            return []
+        whole = block * bytes_a_token
+        return [
+            Range(Fraction(low // whole * per_block), Fraction(high // whole * per_block))
+            for low, high in bounds
+        ]
 
     def plain(case: Case) -> Sequence[Range]:
         return counted(token_bytes(case))
@@ -127,13 +132,19 @@ def _from_available(fact: LogFact, context: Context, block: int, tokens_a_unit: 
                 "with windowed layers the tokens that fit depend on the length of the requests, and the "
                 "log does not say max_seq_len" + _fitting(fact, variants, context.case),
             )
-        predict = _at_length(length, available)
+        predict = _at_length(length, memories)
     weight = Fraction(token_bytes(context.case) * tokens_a_unit)
     reason = "" if context.block_tokens else f"blocks of {block} tokens, as the log states none"
     return Expectation(
         fact, exactly(count), context.case, predict, rule=_RANGE_RULE, unit_bytes=weight, reason=reason,
-        variants=variants if windowed(context.shape) else (),
+        variants=variants if windowed(context.shape) else (), memories=memories,
     )  # fmt: skip
+
+
+def _memories(fact: LogFact, context: Context) -> tuple[Range, ...]:
+    """What was available on the ranks that the figure may be of; without those that had nothing."""
+    printed = (printed_range(each) for each in context.beside(fact, "available_bytes"))
+    return tuple(dict.fromkeys(found for found in printed if found and found.low >= 0))
 
 
 def _fitting(fact: LogFact, variants: Sequence[tuple[str, Predict]], case: Case) -> str:
@@ -146,11 +157,15 @@ def _fitting(fact: LogFact, variants: Sequence[tuple[str, Predict]], case: Case)
     return f"; a hypothesis that reproduces the number: {fits[0]}" if fits else ""
 
 
-def _at_length(length: int, available: Range) -> Predict:
+def _at_length(length: int, memories: Sequence[Range]) -> Predict:
     def predict(case: Case) -> Sequence[Range]:
         held = held_bytes(case.shape, length, case.storage(case.k_format))
-        return [Range(*(bound * length // held * Fraction(1) for bound in
-                        (available.low, available.high)))] if held else []  # fmt: skip
+        if not held:
+            return []
+        return [
+            Range(Fraction(m.low * length // held), Fraction(m.high * length // held))
+            for m in memories
+        ]
 
     return predict
 
@@ -166,17 +181,24 @@ def _concurrency(fact: LogFact, line: Line, context: Context) -> Judgeable:
             "max_num_batched_tokens",
         )  # fmt: skip
     block = context.block_tokens or DEFAULT_BLOCK
-    blocks, tokens = context.last("blocks"), context.last("tokens")
-    if blocks is None and tokens is not None:
-        blocks = tokens // block
-    if blocks is None:
+    blocks = _counts(context.beside(fact, "blocks"))
+    blocks = blocks or [n // block for n in _counts(context.beside(fact, "tokens"))]
+    if not blocks:
         return Missing(fact, "the log says neither the blocks nor the tokens of the pool")
     per_request = -(-length // block)
-    whole = exactly(Fraction(blocks, per_request))
+    each = [
+        exactly(ratio)
+        for n in blocks
+        for ratio in (Fraction(n, per_request), Fraction(n * block, length))
+    ]
     return Expectation(
-        fact, logged, context.case, lambda _: [whole, exactly(Fraction(blocks * block, length))],
+        fact, logged, context.case, lambda _: each,
         rule="blocks over the blocks of a request, to the logged decimals", unit_bytes=None,
     )  # fmt: skip
+
+
+def _counts(facts: Sequence[LogFact]) -> list[int]:
+    return [count for fact in facts if (count := usable_count(fact)) is not None]
 
 
 def _needed(fact: LogFact, line: Line, context: Context) -> Judgeable:

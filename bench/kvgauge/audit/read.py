@@ -14,7 +14,7 @@ from kvgauge.errors import UserError, short
 from kvgauge.shapes.files import read_bounded
 
 MAX_FILE_BYTES = 64 * 2**20
-MAX_LINE_BYTES = 4096
+MAX_LINE_BYTES = 16 * 2**10  # SGLang prints all of its settings on one line of 6 to 8 KiB
 MAX_FACTS = 5_000
 
 ENGINE_TABLES: dict[EngineName, tuple[Pattern, ...]] = {
@@ -25,8 +25,9 @@ ENGINE_TABLES: dict[EngineName, tuple[Pattern, ...]] = {
 }
 # Facts that set something; a file with no other has nothing to audit.
 SETTINGS: frozenset[What] = frozenset({
-    "tp", "pp", "kv_format", "k_format", "v_format", "model_dtype", "block_tokens", "max_tokens",
-    "model", "cache_kind", "start", "context_tokens", "request_tokens", "layers", "streams",
+    "tp", "dp", "dp_attention", "pp", "kv_format", "k_format", "v_format", "model_dtype", "block_tokens",
+    "max_tokens", "model", "cache_kind", "start", "context_tokens", "request_tokens", "layers",
+    "streams", "model_layers",
 })  # fmt: skip
 LOOKED_FOR = (
     "llama.cpp 'KV self size', 'llama_kv_cache: size' or 'llama_memory_recurrent: size'; vLLM "
@@ -37,10 +38,10 @@ LOOKED_FOR = (
 _ESCAPES = re.compile(rb"(?:\x1b|#033)\[[0-9;?]{0,16}[A-Za-z]")
 # What a line with a fact holds; the rest of a long log is passed by quickly.
 _PROMISING = re.compile(
-    rb"KV|kv_|kv-|cells|blocks|parallel_size|tp_size|pp_size|page_size|max_total_num|max_seq_len"
+    rb"KV|kv_|kv-|cells|blocks|parallel_size|[tdp]p_size|enable_dp_attention|page_size|max_total_num|max_seq_len"
     rb"|n_ctx|Cache is allocated|LLM engine|ServerArgs|dtype=torch|loaded meta data|general\.name"
     rb"|block_size|per block|per sequence|Maximum concurrency|max_model_len|maxSequenceLen|MPI size"
-    rb"|Engine version|llama_memory_recurrent|max seq len"
+    rb"|Engine version|non-default args|kv self size|llama_memory_recurrent|max seq len"
 )
 
 

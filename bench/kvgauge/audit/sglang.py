@@ -47,6 +47,9 @@ TABLE = (
     # server_args=ServerArgs(model_path='Qwen/Qwen3-8B', ..., kv_cache_dtype='auto', ..., page_size=1, tp_size=4)  # noqa: E501
     pattern("ServerArgs(", r"(?P<start>ServerArgs\()model_path='(?P<model>[^']{1,120})'"),
     pattern("tp_size=", r"\btp_size=(?P<tp>\d{1,6})"),
+    # tp_size=8, pp_size=1, ..., dp_size=8, ..., enable_dp_attention=True
+    pattern("dp_size=", r"\bdp_size=(?P<dp>\d{1,6})"),
+    pattern("enable_dp_attention=", r"\benable_dp_attention=(?P<dp_attention>True)\b"),
     pattern("pp_size=", r"\bpp_size=(?P<pp>\d{1,6})"),
     pattern("page_size=", r"\bpage_size=(?P<block_tokens>\d{1,9})"),
     pattern("kv_cache_dtype=", r"\bkv_cache_dtype='(?P<kv_format>\w{1,32})'"),

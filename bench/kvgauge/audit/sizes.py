@@ -33,10 +33,10 @@ class Case:
     v_format: KVFormat
     tp: int = 1
     layer_set: LayerSet = "all"
-    layer_count: int | None = None
-    """Where set, so many copies of the first attention layer instead of the model's layers."""
     latent_twice: bool = False
     """Whether an MLA layer stores its latent a second time, as V."""
+    expanded: bool = False
+    """Whether an MLA layer stores K and V of every query head instead of its latent."""
 
     def formatted(self, fmt: KVFormat) -> Case:
         """The same with K and V in one format."""
@@ -49,14 +49,11 @@ class Case:
 
 def layers_of(case: Case) -> list[tuple[LayerShape, int]]:
     """The layers that the figure counts and that store something for each token."""
-    chosen = [
+    return [
         (layer, count)
         for layer, count in distinct_layers(case.shape)
         if layer.is_attention and not layer.shared and _in_set(layer, case.layer_set)
     ]
-    if case.layer_count is not None and chosen:
-        return [(chosen[0][0], case.layer_count)]
-    return chosen
 
 
 def layer_total(case: Case) -> int:
@@ -89,6 +86,12 @@ def state_part_bytes(case: Case, name: Literal["conv", "recurrent"]) -> int:
     return total
 
 
+def expandable(shape: ModelShape) -> bool:
+    """Whether there are MLA layers, and all state the K and V that their latent stands for."""
+    latent = [layer for layer, _ in distinct_layers(shape) if layer.kind == "mla"]
+    return bool(latent) and all(min(x.q_heads, x.k_dim, x.v_dim) > 0 for x in latent)
+
+
 def windowed(shape: ModelShape) -> bool:
     """Whether some layers stop growing at a window."""
     return any(layer.window is not None for layer, _ in distinct_layers(shape))
@@ -109,11 +112,11 @@ def _layer_part(layer: LayerShape, case: Case, part: Part) -> int:
         return k_row.index
     # llama.cpp prints the indexer's cache on lines of its own.
     index = 0 if case.engine == "llama.cpp" else k_row.index
-    if layer.kind == "mla":
+    if layer.kind == "mla" and not case.expanded:
         again = case.v_format.row_bytes(layer.latent_dim) if case.latent_twice else 0
         latent = k_row.elements + k_row.metadata
         return {"k": latent, "v": again, "kv": latent + again + index}[part]
-    heads = kv_heads_per_rank(layer.kv_heads, case.tp)
+    heads = kv_heads_per_rank(layer.q_heads if layer.kind == "mla" else layer.kv_heads, case.tp)
     k, v = (
         heads * case.k_format.row_bytes(layer.k_dim),
         heads * case.v_format.row_bytes(layer.v_dim),

@@ -77,14 +77,22 @@ def _size(
     variants = (("it counts K alone, not K and V", k_alone),) if part == "kv" else (
         ("it counts K and V together", both),
     )  # fmt: skip
-    layers = _count(line, "layers")
+    foreign = _foreign(line, case)
     return Expectation(
         fact, logged, case, predict,
         rule="the computed bytes print as the logged figure does, to its last decimal",
-        reason="" if layers is None or layers == layer_total(case)
-        else f"the line counts {layers} layers, the model has {layer_total(case)} such",
-        variants=variants, logged_layers=layers, sequences=_count(line, "states"),
+        reason=foreign, variants=variants, foreign=foreign, sequences=_count(line, "states"),
     )  # fmt: skip
+
+
+def _foreign(line: Line, case: Case) -> str:
+    layers, total = _count(line, "layers"), len(case.shape.layers)
+    if layers is not None and layers != layer_total(case):
+        return f"the line speaks of {layers} layers, the model has {layer_total(case)} such"
+    model_layers = _count(line, "model_layers")
+    if layers is None and model_layers is not None and model_layers != total:
+        return f"the lines before speak of {model_layers} layers, the model has {total}"
+    return ""
 
 
 def _two_pools(case: Case, lengths: Sequence[int], window: int) -> list[Range]:
@@ -174,7 +182,11 @@ def _lengths(line: Line, context: Context) -> list[int] | str:
         if context.case.engine == "sglang":
             return [first, first + (context.block_tokens or 1)]
         return [first * max(1, _count(line, "streams") or 1)]
-    stated = context.last("context_tokens") or context.last("max_tokens")
+    stated = (
+        _count(line, "context_tokens")
+        or context.last("context_tokens")
+        or context.last("max_tokens")
+    )
     if stated and not context.options.tokens:
         return [stated]
     if context.options.tokens:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -17,16 +18,22 @@ What = Literal[
     "available_bytes", "needed_bytes",
     # counts
     "tokens", "cells", "blocks", "blocks_per_request", "concurrency", "request_tokens", "layers",
-    "streams", "states", "state_copies", "window_tokens", "max_total_tokens", "context_tokens",
+    "model_layers", "streams", "states", "state_copies", "window_tokens", "max_total_tokens",
+    "context_tokens",
     # settings
-    "tp", "pp", "kv_format", "k_format", "v_format", "model_dtype", "block_tokens", "max_tokens",
-    "model", "cache_kind", "start",
+    "tp", "dp", "dp_attention", "pp", "kv_format", "k_format", "v_format", "model_dtype", "block_tokens",
+    "max_tokens", "model", "cache_kind", "start",
 ]  # fmt: skip
 
 MAX_DIGITS = 18
 UNITS = {
     "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "MB": 10**6, "GB": 10**9,
 }  # fmt: skip
+
+
+# `(Worker_DP0_TP1 pid=7)` and `(EngineCore_DP1 pid=9)` of vLLM, `[10:02:12 DP0 TP1]` of SGLang.
+_DP = re.compile(r"[_ ]DP(\d{1,4})(?!\d)", re.ASCII)
+_TP = re.compile(r"(?:Worker(?:_[A-Z]{2,3}\d{1,4}){0,4}_| )TP(\d{1,3})(?!\d)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,18 @@ class LogFact:
         """The value as a whole number; None where it is none."""
         number = self.number
         return int(number) if number is not None and number == int(number) else None
+
+    @property
+    def replica(self) -> int | None:
+        """The data-parallel rank that the line names."""
+        found = _DP.search(self.text)
+        return int(found[1]) if found else None
+
+    @property
+    def rank(self) -> int | None:
+        """The tensor-parallel rank that the line names."""
+        found = _TP.search(self.text)
+        return int(found[1]) if found else None
 
     @property
     def step(self) -> Fraction:

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from kvgauge.audit.patterns import pattern
 
+# Between a setting's name and its value: `name=value` or, in a dictionary, `'name': 'value'`.
+_IS = r"'?[=:] ?'?"
+
 TABLE = (
+    # (APIServer pid=1) INFO 12-11 00:05:02 [utils.py:253] non-default args: {'model': 'openai/gpt-oss-20b'}
+    pattern("non-default args", r"(?P<start>non-default args: )"),
+    # Initializing a V1 LLM engine (v0.11.0) with config: model='meta-llama/Llama-3.1-8B', ...
+    pattern("LLM engine (v", r"(?P<start>Initializing an? (?:V1 )?LLM engine)"),
+    pattern("LLM engine (v", r"LLM engine \(v.{1,40}config: model='(?P<model>[^']{1,120})'"),
     # INFO 11-20 10:00:00 gpu_executor.py:122] # GPU blocks: 1952, # CPU blocks: 2048
     # INFO 07-09 12:57:45 [executor_base.py:111] # cuda blocks: 27843, # CPU blocks: 2048
     pattern(" blocks: ", r"\b(?:GPU|cuda) blocks: (?P<blocks>NUM)"),
@@ -40,14 +48,12 @@ TABLE = (
         r"max seq len \((?P<request_tokens>NUM)\), \(?(?P<needed_bytes>NUM) (?P<unit>GiB) KV cache is",
     ),
     # ... dtype=torch.bfloat16, max_seq_len=8192, tensor_parallel_size=4, kv_cache_dtype=auto, ...
-    pattern("tensor_parallel_size=", r"\btensor_parallel_size=(?P<tp>\d{1,6})"),
-    pattern("pipeline_parallel_size=", r"\bpipeline_parallel_size=(?P<pp>\d{1,6})"),
-    pattern("kv_cache_dtype=", r"\bkv_cache_dtype='?(?P<kv_format>[\w.]{1,32})"),
+    # non-default args: {'tensor_parallel_size': 2, 'kv_cache_dtype': 'fp8', 'block_size': 32}
+    pattern("tensor_parallel_size", r"\btensor_parallel_size" + _IS + r"(?P<tp>\d{1,6})"),
+    pattern("pipeline_parallel_size", r"\bpipeline_parallel_size" + _IS + r"(?P<pp>\d{1,6})"),
+    pattern("kv_cache_dtype", r"\bkv_cache_dtype" + _IS + r"(?P<kv_format>[\w.]{1,32})"),
     pattern("dtype=torch.", r"(?<![\w.])dtype=torch\.(?P<model_dtype>\w{1,32})"),
-    pattern("block_size=", r"(?<![\w.])block_size=(?P<block_tokens>\d{1,9})"),
+    pattern("block_size", r"(?<![\w.])block_size" + _IS + r"(?P<block_tokens>\d{1,9})"),
     pattern("max_seq_len=", r"\bmax_seq_len=(?P<max_tokens>\d{1,12})"),
-    pattern("max_model_len=", r"\bmax_model_len=(?P<max_tokens>\d{1,12})"),
-    # Initializing a V1 LLM engine (v0.11.0) with config: model='meta-llama/Llama-3.1-8B', ...
-    pattern("LLM engine (v", r"(?P<start>Initializing an? (?:V1 )?LLM engine)"),
-    pattern("LLM engine (v", r"LLM engine \(v.{1,40}config: model='(?P<model>[^']{1,120})'"),
+    pattern("max_model_len", r"\bmax_model_len" + _IS + r"(?P<max_tokens>\d{1,12})"),
 )
