@@ -51,7 +51,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 # Written by no class of transformers, and held against facts in tests/unit.
-ELSEWHERE = {"deci", "internlm2", "kimi_k2", "mimo", "nemotron-nas", "openelm"}
+ELSEWHERE = {
+    "RefinedWeb", "RefinedWebModel", "deci", "internlm2", "kimi_k2", "mimo", "nemotron-nas", "openelm",
+    "phi4mm",
+}  # fmt: skip
 # Whose class does not run at its own defaults: by the reason.
 BROKEN = {
     "dbrx": "DbrxAttentionConfig has no rope_theta",
@@ -77,3 +80,29 @@ def test_each_layer(tmp_path: Path, model_type: str) -> None:
     assert held == [layer_bytes(layer, SHORT, BF16) for layer in shape.layers]
     if shape.params_total is not None and model.get_output_embeddings() is not None:
         assert shape.params_total == sum(weight.numel() for weight in model.parameters())
+
+
+# Fields that the class reads in a way of its own, at few layers.
+OWN_WAYS: dict[str, dict[str, Any]] = {
+    "falcon_mamba": {"expand": 16, "hidden_size": 64, "intermediate_size": 128, "state_size": 16,
+                     "conv_kernel": 4},
+    "mamba": {"expand": 16, "hidden_size": 64, "intermediate_size": 128, "state_size": 16,
+              "conv_kernel": 4},
+    "gpt2": {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 128, "head_dim": 32},
+    "gpt_bigcode": {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 128, "head_dim": 32},
+    "ernie4_5": {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
+                 "intermediate_size": 64, "head_dim": None},
+    "falcon": {"hidden_size": 64, "num_attention_heads": 4, "multi_query": None,
+               "new_decoder_architecture": False},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", OWN_WAYS)
+def test_fields_that_a_class_reads_in_its_own_way(tmp_path: Path, model_type: str) -> None:
+    raw = {"model_type": model_type, "num_hidden_layers": 2, "vocab_size": 1000}
+    raw |= {"bos_token_id": 0, "eos_token_id": 0} | OWN_WAYS[model_type]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(raw))
+    filled = theirs.filled(theirs.model_of(theirs.config_of(raw)), SHORT)
+    held = [theirs.bytes_of(layer) for layer in theirs.layers_of(filled)]
+    assert held == [layer_bytes(layer, SHORT, BF16) for layer in read_config(path).layers]

@@ -7,9 +7,15 @@ from typing import Any
 import pytest
 
 import shared_models
+from kvgauge.formats import FORMATS
+from kvgauge.formula.held import Storage
+from kvgauge.formula.moved import params_read, step_operations
+from kvgauge.formula.plan import make_plan
+from kvgauge.formula.weights import WEIGHT_FORMATS
 from kvgauge.shapes.catalogue import CATALOGUE
 from kvgauge.shapes.hf import read_config
 from kvgauge.shapes.plain import Plain
+from kvgauge.traces.types import Trace
 
 # As the model cards and the checkpoints' own indexes have them.
 PUBLISHED_TOTALS = {
@@ -90,3 +96,48 @@ def _counts(model: Any, config: Any, *, tied: bool) -> list[int]:
     if not tied and model.get_output_embeddings() is None:
         total, active = total + table.numel(), active + table.numel()
     return [total, active]
+
+
+def test_a_batch_reads_the_experts_that_it_visits() -> None:
+    mixtral = CATALOGUE["mixtral-8x7b"].shape("mixtral", "test")
+    one = 3 * 4096 * 14336 * 32  # an expert in all layers
+    total, active = mixtral.params_total, mixtral.params_active
+    assert total is not None
+    assert active is not None
+    assert (mixtral.experts, mixtral.experts_per_token, mixtral.params_routed) == (8, 2, 8 * one)
+    assert params_read(mixtral, 1) == active
+    assert params_read(mixtral, 2) == active - 2 * one + 8 * one * 7 // 16
+    everything = total - 32000 * 4096
+    read = params_read(mixtral, 64)
+    assert read is not None
+    assert everything - 10_000 < read <= everything
+    assert params_read(mixtral, 10**6) == everything
+    weights = WEIGHT_FORMATS["bf16"]
+    step = {
+        op.name: op for op in step_operations(mixtral, 10, Storage(FORMATS["bf16"]), 64, weights)
+    }
+    assert step["weights"].moved_bytes == 2 * read
+    assert step["weights"].flops == 2 * 64 * active
+    dense = CATALOGUE["llama-3.1-8b"].shape("llama", "test")
+    assert params_read(dense, 64) == dense.params_active
+
+
+def test_a_plan_says_which_experts_a_batch_visits() -> None:
+    mixtral = CATALOGUE["mixtral-8x7b"].shape("mixtral", "test")
+    trace = Trace(think_tokens=1)
+    said = "experts visited by a batch: expected number under uniform routing"
+    assert said in make_plan(mixtral, trace, batch=2).notes
+    assert said not in make_plan(mixtral, trace, batch=1).notes
+    dense = CATALOGUE["llama-3.1-8b"].shape("llama", "test")
+    assert said not in make_plan(dense, trace, batch=2).notes
+
+
+@pytest.mark.parametrize("name", shared_models.names())
+def test_routed_weights_are_those_of_the_experts(name: str) -> None:
+    shape = read_config(shared_models.FOLDER / f"{name}.json")
+    if shape.params_total is None or not shape.params_routed:
+        pytest.skip("no mixture, or not counted")
+    assert shape.params_active is not None
+    idle = shape.params_routed * (shape.experts - shape.experts_per_token) // shape.experts
+    tables = shape.params_total - shape.params_active - idle
+    assert tables in (0, shape.hidden * shape.vocab)

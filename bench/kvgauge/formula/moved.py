@@ -1,7 +1,8 @@
 """Bytes that a decode step moves and operations that it does, as a list of operations.
 
 Decode reads the held bytes once a step, tokens and not pages. With scope `step` or `engine` it also
-reads the active weights once a step (shared by the batch) and writes the appended token. Scope
+reads the active weights once a step (shared by the batch, whose tokens visit more experts than one does)
+and writes the appended token. Scope
 `attention` is the attention alone over a cache that stays as it is. A layer that shares another's cache
 stores nothing and reads all the same.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Context, Decimal, localcontext
 from typing import Literal
 
 from kvgauge.errors import UserError
@@ -103,11 +105,26 @@ def decode_operations(
     return tuple(attention_operations(timed, tokens, storage, batch))
 
 
+def params_read(shape: ModelShape, batch: int) -> int | None:
+    """Weights that one step of a batch reads; None where the source does not say.
+
+    Of E experts of which each token visits k at random, a batch of B visits E * (1 - (1 - k/E)^B).
+    """
+    active, routed = shape.params_active, shape.params_routed
+    if active is None or not routed or batch == 1:
+        return active
+    with localcontext(Context(prec=60)):
+        missed = 1 - Decimal(shape.experts_per_token) / shape.experts
+        more = (routed * (missed - missed**batch)).to_integral_value(ROUND_CEILING)
+    return active + int(more)
+
+
 def step_operations(
     shape: ModelShape, tokens: int, storage: Storage, batch: int, weights: WeightFormat
 ) -> tuple[Operation, ...]:
     """The operations of one decode step of the whole stack on one rank, communication left out."""
-    if shape.params_active is None:
+    read = params_read(shape, batch)
+    if read is None or shape.params_active is None:
         raise UserError(f"{shape.name}: weight counts unknown, no step can be predicted")
     layers, ranks = distinct_layers(shape), storage.tensor_parallel
     append = sum(count * token_row_bytes(layer, storage) for layer, count in layers)
@@ -115,7 +132,7 @@ def step_operations(
         *attention_operations(layers, tokens, storage, batch),
         Operation(
             "weights",
-            -(-weights.bytes_of(shape.params_active) // ranks),
+            -(-weights.bytes_of(read) // ranks),
             -(-2 * batch * shape.params_active // ranks),
             eight_bit=weights.name == "fp8",
         ),

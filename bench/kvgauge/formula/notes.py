@@ -77,8 +77,7 @@ def _engine(layers: Counted, setting: Setting) -> list[str]:
 
 
 def _weights(shape: ModelShape, setting: Setting) -> list[str]:
-    total, active = shape.params_total, shape.params_active
-    if total is None:
+    if shape.params_total is None:
         return ["the source does not give weight counts: no weight bytes, no decode step"]
     said = []
     if setting.weights.says:
@@ -87,9 +86,8 @@ def _weights(shape: ModelShape, setting: Setting) -> list[str]:
         said.append(
             "embeddings and norms are counted in the weight format too, though most keep 16 bits"
         )
-    routed = active is not None and total - active > shape.hidden * shape.vocab
-    if routed and setting.batch > 1:
-        said.append("a batch may visit more experts than one token: counted as one token's")
+    if shape.params_routed and setting.batch > 1:
+        said.append("experts visited by a batch: expected number under uniform routing")
     if any(layer.state for layer, _ in distinct_layers(shape)):
         said.append("arithmetic of the constant state and writing it back are not counted")
     return said

@@ -22,7 +22,8 @@ class Family:
     """What one `model_type` fixes without saying so in its config.
 
     `kv_heads`: `heads` (as many as query heads unless stated), `stated`, or `multi_query` (that
-    flag). `head_dim` None: hidden / heads unless stated. `bias`: `field` means `attention_bias` and
+    flag). `head_dim` None: hidden / heads unless stated; with `null_head_dim` also where it is null,
+    and `head_dim` where it is absent. `bias`: `field` means `attention_bias` and
     `mlp_bias`; `qkv_field` `attention_bias` without the output projection; `use_bias` and `always`
     mean all projections. `moe` names the family's field names. `every`: of the `alternating`
     window, where neither `layer_types` nor the field `every_field` says it. `counted` off: the
@@ -32,6 +33,7 @@ class Family:
     kv_heads: Literal["heads", "stated", "multi_query"] = "stated"
     window: windows.Rule = "none"
     head_dim: int | None = None
+    null_head_dim: bool = False
     tied: bool = False
     bias: Literal["none", "field", "qkv", "qkv_field", "use_bias", "always"] = "none"
     qk_norm: QKNorm = "none"
@@ -58,7 +60,7 @@ FAMILIES: dict[str, Family] = {
                       tied=True, bias="field", norms=1),
     "cwm": Family("stated", "listed", head_dim=128, counted=False),
     "dots1": Family("heads", "listed", counted=False),
-    "ernie4_5": Family(head_dim=128, tied=True, bias="use_bias"),
+    "ernie4_5": Family(head_dim=128, null_head_dim=True, tied=True, bias="use_bias"),
     "ernie4_5_moe": Family("stated", counted=False),
     "exaone4": Family("stated", "alternating", every_field="sliding_window_pattern", every=4,
                       qk_norm="head"),
@@ -109,6 +111,7 @@ FAMILIES: dict[str, Family] = {
     "olmoe": Family("heads", bias="field", qk_norm="all", moe="olmoe"),
     "phi": Family("heads", counted=False),
     "phi3": Family("heads", window="field"),
+    "phi4mm": Family("heads", window="field", counted=False),
     "phimoe": Family("stated", "field", counted=False),
     "qwen2": Family(window="switch", bias="qkv"),
     "qwen2_5_vl_text": Family(window="switch", bias="qkv"),
@@ -130,6 +133,12 @@ FAMILIES: dict[str, Family] = {
 def read(fields: Fields) -> Plain:
     """The facts of a model whose `model_type` is in FAMILIES."""
     family = FAMILIES[fields.text("model_type")]
+    # Qwen's long-context models attend chunk by chunk, and sparsely, to K and V that all stay.
+    fields.understood("dual_chunk_attention_config")
+    if fields.text("model_type") == "phi4mm":  # Phi-3 beside towers and adapters, all in one object
+        fields.understood("audio_processor", "embd_layer", "img_processor", "speech_lora",
+                          "vision_lora")  # fmt: skip
+        fields.notes.append("the decoder alone: towers for images or sound are not counted")
     names = _GPT2_NAMES if family.gpt2_names else _NAMES
     layers = fields.integer(names["layers"], high=MAX_LAYERS)
     hidden = fields.integer(names["hidden"])
@@ -178,7 +187,7 @@ _GPT2_NAMES = {"layers": "n_layer", "hidden": "n_embd", "heads": "n_head"}
 def _kv_heads(family: Family, fields: Fields, q_heads: int) -> int:
     if family.kv_heads == "multi_query":
         return 1 if fields.flag("multi_query", default=True) else q_heads
-    fields.understood("num_key_value_heads", "multi_query")
+    fields.understood("num_key_value_heads")
     stated = "num_key_value_heads" in fields.values
     if family.gpt2_names or (family.kv_heads == "heads" and not stated):
         return q_heads
@@ -203,9 +212,11 @@ def _head_dim(family: Family, fields: Fields, hidden: int, q_heads: int, heads_n
 def _usual_head_dim(
     family: Family, fields: Fields, hidden: int, q_heads: int, heads_name: str
 ) -> int:
-    if fields.has("head_dim"):
+    fields.understood("head_dim")
+    if fields.has("head_dim") and not family.gpt2_names:  # which transformers computes there
         return fields.integer("head_dim")
-    if family.head_dim is not None:
+    null = "head_dim" in fields.values and family.null_head_dim
+    if family.head_dim is not None and not null:
         return family.head_dim
     if hidden % q_heads:
         raise fields.error(heads_name, f"must divide the hidden size {hidden}, found {q_heads}")

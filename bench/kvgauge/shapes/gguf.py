@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from kvgauge.errors import UnsupportedLayout, UserError, short
+from kvgauge.shapes import weights
 from kvgauge.shapes.gguf_header import Header, Scalar, read_header
 from kvgauge.shapes.gguf_keys import Keys
 from kvgauge.shapes.gguf_layouts import ARCHITECTURES
@@ -50,11 +51,8 @@ def read_gguf(path: str | os.PathLike[str]) -> ModelShape:
     vocab = _vocab(header, keys, hidden)
     try:
         layers = known.read(keys, hidden, known)
-        weights = _weights(header, keys)
-        total, active = (weights.total, weights.active) if weights else (None, None)
-        return ModelShape(
-            short(Path(path).stem), layers, hidden, vocab, total, active, header.where
-        )
+        count, name = _weights(header, keys), short(Path(path).stem)
+        return weights.model(name, layers, hidden, vocab, count, header.where)
     except UserError as error:
         raise keys.located(error) from None
 
@@ -88,7 +86,7 @@ def _weights(header: Header, keys: Keys) -> Weights | None:
         if looked_up:
             count += Weights(elements, 0)
         elif _EXPERT.fullmatch(name):
-            count += Weights(elements, elements * used // experts)
+            count += Weights(elements, elements * used // experts, elements, experts, used)
         else:
             count += Weights(elements, elements)
     return count

@@ -15,7 +15,8 @@ from kvgauge.shapes.fields import Fields
 LAYOUT_WORDS = frozenset({
     "blocksparse", "chunk", "chunked", "cla", "compress", "compressed", "compression", "conv",
     "cross", "hybrid", "indexer", "kv", "latent", "linear", "lora", "mamba", "mla", "pattern",
-    "recurrent", "rwkv", "sliding", "sparse", "ssm", "state", "swa", "types", "window", "yoco",
+    "query", "recurrent", "reuse", "rwkv", "share", "shared", "sharing", "sliding", "sparse", "ssm",
+    "state", "swa", "types", "window", "yoco",
 })  # fmt: skip
 LAYOUT_NAMES = frozenset({
     "attention_layers", "attention_other_setting", "attention_types", "attn_layer_indices",
@@ -29,8 +30,17 @@ LAYOUT_NAMES = frozenset({
 HARMLESS = frozenset({
     "activation_sparsity_pattern", "attention_sink_size", "chunk_size_feed_forward",
     "context_window_size", "decoder_sparse_step", "kv_cache_dtype", "mlp_layer_types",
-    "prefill_chunk_size",
+    "prefill_chunk_size", "query_pre_attn_scalar", "shared_intermediate_size",
 })  # fmt: skip
+# Sharing of what is no cache.
+_NO_CACHE = frozenset({"embed", "embedding", "embeddings", "expert", "experts", "lm", "mlp"})
+_SHARING = frozenset({"share", "shared"})
+# Objects that describe no decoder: towers beside it, positions, how weights are stored, code.
+_OTHER_OBJECTS = frozenset({
+    "audio", "code", "codec", "image", "map", "projector", "quant", "quantization", "quantizer",
+    "rope", "sam", "speech", "task", "vision", "visual", "vit",
+})  # fmt: skip
+_MAX_DEPTH = 8
 _WEAK_WORDS = frozenset({"compress", "head", "heads", "kv", "latent", "share", "shared", "sparse",
                          "sparsity", "state", "states", "window"})  # fmt: skip
 # Heads that are no attention heads, and outputs of a training run.
@@ -45,8 +55,26 @@ def refuse_unknown_layout(fields: Fields) -> None:
         switched_off = not value  # null, false, 0, "", [] and {}
         if not switched_off and name not in fields.asked and bears_on_layout(name):
             raise fields.unsupported(name, "this field is not understood")
+        if name not in fields.asked and not _words(name) & _OTHER_OBJECTS:
+            _refuse_inside(fields.where, name, value)
     for inside in fields.inner:
         refuse_unknown_layout(inside)
+
+
+def _refuse_inside(where: str, name: str, value: object, depth: int = 0) -> None:
+    # An object that nobody asked for, or a list of them: what stands in it counts by its name too.
+    if isinstance(value, list):
+        for item in value:
+            if isinstance(item, dict):
+                _refuse_inside(where, name, item, depth)
+    if not isinstance(value, dict) or depth > _MAX_DEPTH:
+        return
+    inside = Fields(f"{where}: {short(name)}", value)
+    of_attention = bool(_words(name) & {"attn", "attention"})
+    for inner, item in value.items():
+        if item and (bears_on_layout(inner) or (of_attention and _hints(inner))):
+            raise inside.unsupported(inner, "this field is not understood")
+        _refuse_inside(inside.where, inner, item, depth + 1)
 
 
 def read_past(fields: Fields) -> tuple[str, ...]:
@@ -64,8 +92,10 @@ def bears_on_layout(name: str) -> bool:
     """Whether a field of that name may say something about the cache."""
     if name in HARMLESS:
         return False
-    in_words = bool(_words(name) & LAYOUT_WORDS) or "per_layer" in name.lower()
-    return name in LAYOUT_NAMES or in_words
+    words = _words(name)
+    if words & _NO_CACHE:
+        words -= _SHARING
+    return name in LAYOUT_NAMES or bool(words & LAYOUT_WORDS) or "per_layer" in name.lower()
 
 
 def _hints(name: str) -> bool:

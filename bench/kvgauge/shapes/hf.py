@@ -26,6 +26,7 @@ from kvgauge.shapes import (
     perlayer,
     ssm,
     step,
+    stored,
 )
 from kvgauge.shapes.fields import Fields, parse_fields
 from kvgauge.shapes.files import read_bounded
@@ -50,6 +51,8 @@ DECODERS: dict[str, Reader] = {
     **dict.fromkeys(linear.DELTA_NETS, linear.read_delta_net),
     **dict.fromkeys(mla.LATENT, mla.read),
     **dict.fromkeys(older.NAMES, older.read),
+    "RefinedWeb": older.read_falcon,
+    "RefinedWebModel": older.read_falcon,
     "bamba": ssm.read_bamba,
     "deci": perlayer.read_deci,
     "dbrx": older.read_dbrx,
@@ -69,6 +72,7 @@ DECODERS: dict[str, Reader] = {
     "mamba2": ssm.read_mamba2,
     "mimo_v2_flash": perlayer.read_mimo_v2,
     "minimax": lightning.read,
+    "mpt": older.read_mpt,
     "nemotron-nas": perlayer.read_nas,
     "nemotron_h": nemotron_h.read,
     "openelm": perlayer.read_openelm,
@@ -105,8 +109,8 @@ def read_config(path: str | os.PathLike[str]) -> ModelShape:
 
 
 def _notes(fields: Fields, shape: ModelShape) -> tuple[str, ...]:
-    notes = list(fields.notes)
     objects = [fields, *fields.inner]
+    notes = [*fields.notes, *stored.notes(objects)]
     if any(inside.values.get(name) for inside in objects for name in _MTP_FIELDS):
         notes.append("multi-token-prediction layers are not counted, neither cache nor weights")
     if shape.params_total is None:

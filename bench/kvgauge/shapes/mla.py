@@ -71,12 +71,20 @@ def layer(fields: Fields) -> LayerShape:
 def _layer(fields: Fields, *, indexer: bool) -> LayerShape:
     # num_key_value_heads and head_dim are leftovers here: the latent has no heads.
     fields.understood("num_key_value_heads", "head_dim", "qk_head_dim", "qk_nope_head_dim",
-                      "q_lora_rank", "v_head_dim", "kv_lora_rank", "n_shared_experts")  # fmt: skip
+                      "q_lora_rank", "v_head_dim", "kv_lora_rank", "n_shared_experts",
+                      "mla_scale_q_lora", "mla_scale_kv_lora")  # fmt: skip
+    rope = fields.integer("qk_rope_head_dim")
+    # Of the heads that a prefill may expand the latent to; where stated in full.
+    nope = fields.integer("qk_nope_head_dim", low=0, default=0)
+    v_dim = fields.integer("v_head_dim", low=0, default=0)
+    stated = nope > 0 and v_dim > 0
     return LayerShape(
         "mla",
         q_heads=fields.integer("num_attention_heads"),
         latent_dim=fields.integer("kv_lora_rank"),
-        rope_dim=fields.integer("qk_rope_head_dim"),
+        rope_dim=rope,
+        k_dim=nope + rope if stated else 0,
+        v_dim=v_dim if stated else 0,
         index_dim=fields.integer("index_head_dim") if indexer else 0,
     )
 

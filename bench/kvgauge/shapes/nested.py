@@ -27,8 +27,9 @@ INNER = {
     "internvl": "",
     "kimi_k25": "",
     "llama4": "llama4_text",
-    "llava": "",
-    "llava_next": "",
+    "kimi_vl": "",
+    "llava": "llama",
+    "llava_next": "llama",
     "llava_onevision": "",
     "mistral3": "",
     "paligemma": "",
@@ -43,10 +44,15 @@ INNER = {
     "step3p7": "step3p5",
     "voxtral": "",
 }
-# What transformers' class falls back on, where public models leave it out (Gemma 3 4B).
+# What transformers' class falls back on, where public models leave it out (Gemma 3 4B, LLaVA 1.5,
+# Pixtral). The window of a Mistral has to be stated all the same.
 _LEFT_OUT: dict[str, dict[str, object]] = {
     "gemma3_text": {"num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 262208},
-}
+    "llama": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+              "num_attention_heads": 32, "vocab_size": 32000},
+    "mistral": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+                "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000},
+}  # fmt: skip
 # Written flat by older releases: the decoder's fields stand beside `vision_config`.
 _FLAT = frozenset({"qwen2_vl", "qwen2_5_vl"})
 

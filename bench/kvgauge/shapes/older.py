@@ -30,7 +30,6 @@ NAMES: dict[str, Names] = {
                      ("attention_layers", "attention_types", "window_size")),
     "gpt_neox": Names(),
     "gptj": Names("n_layer", "n_embd", "n_head"),
-    "mpt": Names("n_layers", "d_model", "n_heads"),
     "opt": Names(),
     "persimmon": Names(),
 }  # fmt: skip
@@ -51,13 +50,46 @@ def read_falcon(fields: Fields) -> Stack:
     hidden = fields.integer("hidden_size")
     layers = "num_hidden_layers" if fields.has("num_hidden_layers") else "n_layer"
     heads = _first(fields, "num_attention_heads", "n_head")
-    newer = fields.flag("new_decoder_architecture", default=False)
+    # By its first name the newer architecture needed no flag.
+    first_name = fields.text("model_type") == "RefinedWeb"
+    newer = fields.flag("new_decoder_architecture", default=first_name)
     fields.understood("num_kv_heads", "n_head_kv", "multi_query")
     if newer:
         kv_heads = _first(fields, "num_kv_heads", "n_head_kv")
-    else:
-        kv_heads = 1 if fields.flag("multi_query", default=True) else heads
-    return _stack(fields, layers, hidden, heads, kv_heads)
+        if kv_heads < heads:
+            fields.notes.append(
+                f"transformers caches K and V of all {heads} heads of this architecture, "
+                f"{heads / kv_heads:g} times the {kv_heads} KV heads that are counted here"
+            )
+        return _stack(fields, layers, hidden, heads, kv_heads)
+    # Null is false to transformers, absent is true.
+    single = fields.flag("multi_query", default="multi_query" not in fields.values)
+    for name in ("num_kv_heads", "n_head_kv"):
+        if not single and fields.has(name) and fields.integer(name) != heads:
+            raise fields.unsupported(name, f"without multi_query there are {heads} KV heads")
+    return _stack(fields, layers, hidden, heads, 1 if single else heads)
+
+
+def read_mpt(fields: Fields) -> Stack:
+    """MPT: KV heads by the `attn_type` of its `attn_config`, as llm-foundry writes it."""
+    heads, hidden = fields.integer("n_heads"), fields.integer("d_model")
+    inside = fields.nested("attn_config")
+    kv_heads = heads if inside is None else _mpt_kv_heads(inside, heads)
+    return _stack(fields, "n_layers", hidden, heads, kv_heads)
+
+
+def _mpt_kv_heads(inside: Fields, heads: int) -> int:
+    if inside.get("sliding_window_size") not in (None, -1):
+        raise inside.unsupported("sliding_window_size", "no window is known here")
+    kind = inside.text("attn_type") if inside.has("attn_type") else "multihead_attention"
+    if kind == "grouped_query_attention":
+        return inside.integer("kv_n_heads")
+    if kind not in ("multihead_attention", "multiquery_attention"):
+        raise inside.unsupported("attn_type", "not known here")
+    kv_heads = 1 if kind == "multiquery_attention" else heads
+    if inside.integer("kv_n_heads", default=kv_heads) != kv_heads:
+        raise inside.unsupported("kv_n_heads", f"{kind} has {kv_heads} KV heads")
+    return kv_heads
 
 
 def read_dbrx(fields: Fields) -> Stack:

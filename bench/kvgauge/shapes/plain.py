@@ -56,9 +56,8 @@ class Plain:
 
     def shape(self, name: str, source: str) -> ModelShape:
         """The model as its cache and its weights see it."""
-        count = self.weights()
-        total, active = (count.total, count.active) if count else (None, None)
-        return ModelShape(name, self.stack(), self.hidden, self.vocab, total, active, source)
+        layers, count = self.stack(), self.weights()
+        return weights.model(name, layers, self.hidden, self.vocab, count, source)
 
     def stack(self) -> tuple[LayerShape, ...]:
         """One LayerShape a layer."""

@@ -36,11 +36,14 @@ def _exists(path: Path) -> bool:
 
 
 def _unknown(model: str) -> str:
-    if "/" in model or model.endswith((".json", ".gguf")):
-        return f"{short(model)}: no such file or folder"
     import difflib  # only where a name is wrong
 
-    close = difflib.get_close_matches(model[:80].lower(), CATALOGUE, n=3, cutoff=0.5)
+    # A hub's name, `meta-llama/Llama-3.1-8B`, is close to ours by its last part.
+    last = model[-80:].rsplit("/", 1)[-1].lower()
+    close = difflib.get_close_matches(last, CATALOGUE, n=3, cutoff=0.5)
+    if "/" in model or model.endswith((".json", ".gguf")):
+        hint = f"; the catalogue has {' and '.join(close)}" if close else ""
+        return f"{short(model)}: no such file or folder{hint}"
     hint = f"did you mean {' or '.join(close)}?" if close else "`kvgauge models` lists the names;"
     return (
         f"unknown model '{short(model)}': {hint} "

@@ -135,7 +135,7 @@ def read_zamba2(fields: Fields) -> Stack:
         raise fields.unsupported("layers_block_type", "only mamba and hybrid are known here")
     fields.understood("layer_types", "kv_channels", "mamba_headdim", "use_mamba_kernels",
                       "use_conv_bias", "chunk_size", "attention_head_dim", "head_dim",
-                      "hybrid_layer_ids", "use_shared_attention_adapter",
+                      "hybrid_layer_ids", "num_query_groups", "use_shared_attention_adapter",
                       "use_shared_mlp_adapter")  # fmt: skip
     heads = fields.integer("n_mamba_heads")
     inner = fields.integer("mamba_expand") * hidden
@@ -152,8 +152,9 @@ def read_zamba2(fields: Fields) -> Stack:
 
 
 def read_mamba(fields: Fields) -> Stack:
-    """Mamba and Falcon-Mamba: no attention at all."""
+    """Mamba and Falcon-Mamba: no attention at all; a stated `intermediate_size` wins over `expand`."""
     inner = fields.integer("expand", default=2) * fields.integer("hidden_size")
+    inner = fields.integer("intermediate_size", default=inner)
     fields.understood("use_conv_bias", "use_mambapy", "layer_types")
     layer = mamba1(inner, fields.integer("state_size"), fields.integer("conv_kernel"))
     return _stack(fields, (layer,) * _count(fields))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvgauge.shapes import weights
 from kvgauge.shapes.fields import Fields
 from kvgauge.shapes.types import LayerShape, ModelShape
 from kvgauge.shapes.weights import Weights
@@ -20,8 +21,7 @@ class Stack:
 
     def shape(self, name: str, source: str) -> ModelShape:
         """The model as its cache and its weights see it."""
-        total, active = (self.weights.total, self.weights.active) if self.weights else (None, None)
-        return ModelShape(name, self.layers, self.hidden, self.vocab, total, active, source)
+        return weights.model(name, self.layers, self.hidden, self.vocab, self.weights, source)
 
 
 def attention_layer(

@@ -40,7 +40,8 @@ class LayerShape:
 
     `full`, `sliding` and `chunked` layers store K `[kv_heads, tokens, k_dim]` and V
     `[kv_heads, tokens, v_dim]`, the latter two for at most `window` tokens. `mla` layers store one
-    latent `[tokens, latent_dim + rope_dim]` that serves as K and V. `linear` and `ssm` layers hold
+    latent `[tokens, latent_dim + rope_dim]` that serves as K and V; their `k_dim` and `v_dim` are those of
+    the heads that a prefill may expand it to, 0 where not stated. `linear` and `ssm` layers hold
     `state` whatever the length. `none` holds nothing. Beside K and V or the latent a layer may store
     one indexer key of `index_dim` elements a token (DeepSeek sparse attention). A `shared` layer
     stores nothing and reads what an earlier layer of the same kind stored.
@@ -105,6 +106,8 @@ class ModelShape:
 
     `params_total` counts every weight, `params_active` those that one decode step reads (a row of
     the input embedding is not counted; a tied output head is). None where the source does not say.
+    Of the mixtures' `experts` a token visits `experts_per_token`; `params_routed` counts the weights of
+    all of them in all layers, 0 where there are none or the source does not say.
     `notes` are the reader's remarks, one line each: what it did not count, and what it read past.
     """
 
@@ -116,16 +119,24 @@ class ModelShape:
     params_active: int | None
     source: str
     notes: tuple[str, ...] = ()
+    experts: int = 0
+    experts_per_token: int = 0
+    params_routed: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.layers) <= MAX_LAYERS:
             raise UserError(f"{len(self.layers)} layers: must be between 1 and {MAX_LAYERS}")
+        if self.params_routed and not 1 <= self.experts_per_token <= self.experts:
+            raise UserError(f"{self.experts_per_token} of {self.experts} experts a token")
 
     @property
     def attention(self) -> Attention:
-        """mha, mqa, gqa or mla where all attention layers are alike; hybrid where they are not."""
+        """mha, mqa, gqa or mla where all attention layers are alike; hybrid where they are not.
+
+        `none` where no layer attends: such a stack holds a constant state at most.
+        """
         kinds = {layer.kind for layer in self.layers if layer.kind != "none"}
-        if not kinds:
+        if not any(layer.is_attention for layer in self.layers):
             return "none"
         if kinds & {"linear", "ssm"} or len(kinds) > 1 or any(layer.state for layer in self.layers):
             return "hybrid"

@@ -6,24 +6,43 @@ Counts are elements, not bytes. Sources: the parameter lists of the models' publ
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from kvgauge.shapes.types import LayerShape, ModelShape
 
 QKNorm = Literal["none", "head", "all"]
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """`total` counts every weight, `active` those that one decode step of one sequence reads."""
+    """`total` counts every weight, `active` those that one decode step of one sequence reads.
+
+    `routed` are those of all `experts` of which a token visits `per_token`: the same numbers of them
+    in each layer that has any.
+    """
 
     total: int
     active: int
+    routed: int = 0
+    experts: int = 0
+    per_token: int = 0
 
     def __add__(self, other: Weights) -> Weights:
-        return Weights(self.total + other.total, self.active + other.active)
+        return Weights(
+            self.total + other.total,
+            self.active + other.active,
+            self.routed + other.routed,
+            max(self.experts, other.experts),
+            max(self.per_token, other.per_token),
+        )
 
     def __mul__(self, count: int) -> Weights:
-        return Weights(self.total * count, self.active * count)
+        if not count:
+            return NO_WEIGHTS
+        return replace(
+            self, total=self.total * count, active=self.active * count, routed=self.routed * count
+        )
 
 
 NO_WEIGHTS = Weights(0, 0)
@@ -78,7 +97,7 @@ def experts(
     """A router, read whole, and `count` experts of which a token visits `active`."""
     router = dense(linear(hidden, count, bias=bias))
     one = mlp(hidden, expert_ffn, gated=gated, bias=bias).total
-    return router + Weights(count * one, active * one)
+    return router + Weights(count * one, active * one, count * one, count, active)
 
 
 def embedding(hidden: int, vocab: int, *, tied: bool) -> Weights:
@@ -88,3 +107,28 @@ def embedding(hidden: int, vocab: int, *, tied: bool) -> Weights:
     """
     table = vocab * hidden
     return Weights(table if tied else 2 * table, table)
+
+
+def model(
+    name: str,
+    layers: tuple[LayerShape, ...],
+    hidden: int,
+    vocab: int,
+    count: Weights | None,
+    source: str,
+) -> ModelShape:
+    """The shape of a model with these weights; without any where `count` is None."""
+    if count is None:
+        return ModelShape(name, layers, hidden, vocab, None, None, source)
+    return ModelShape(
+        name,
+        layers,
+        hidden,
+        vocab,
+        count.total,
+        count.active,
+        source,
+        experts=count.experts,
+        experts_per_token=count.per_token,
+        params_routed=count.routed,
+    )
