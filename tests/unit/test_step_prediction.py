@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 
 from kvgauge.formats import kv_format
+from kvgauge.formula.held import Storage
 from kvgauge.formula.moved import decode_operations, total_flops
 from kvgauge.formula.plan import make_plan
-from kvgauge.formula.weights import WEIGHT_FORMATS
+from kvgauge.formula.prefill import prefill_operations
+from kvgauge.formula.weights import WEIGHT_FORMATS, weight_format
 from kvgauge.schema import Cell
+from kvgauge.shapes.resolve import resolve
 from kvgauge.suites.types import CellPlan, cell_kv_bytes
 from kvgauge.traces.types import Trace
 from shapes_for_tests import gqa
@@ -60,3 +63,22 @@ def test_a_cell_holds_the_cache_of_every_sequence(layers_timed: int | None, laye
         prompt_tokens=20, think_tokens=70, answer_tokens=10, batch=3, layers_timed=layers_timed,
     )  # fmt: skip
     assert cell_kv_bytes(CellPlan(cell, TINY)) == 3 * 100 * layers * 2 * 2 * 16 * 2
+
+
+def test_a_prefill_reads_the_experts_that_all_its_tokens_visit() -> None:
+    """Mixtral's 8 experts, 2 a token: one token reads 2, a thousand tokens all."""
+    shape = resolve("mixtral-8x7b")
+    one_expert = 3 * 4096 * 14336  # gate, up and down
+    routed = 32 * 8 * one_expert
+    bf16 = weight_format("bf16")
+
+    def weights_read(tokens: int, batch: int) -> int:
+        operations = prefill_operations(shape, tokens, Storage(FP16), batch, bf16)
+        return next(op.moved_bytes for op in operations if op.name == "weights")
+
+    active = shape.params_active
+    assert active is not None
+    assert weights_read(1, 1) == 2 * active
+    assert weights_read(1000, 1) == 2 * (active + routed * 6 // 8)
+    # Two tokens miss one expert with probability (3/4)^2 each: 3.5 of 8 are visited, not 2.
+    assert weights_read(2, 1) == weights_read(1, 2) == 2 * (active + routed * 3 // 16)

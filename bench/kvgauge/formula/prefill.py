@@ -1,6 +1,7 @@
 """The operations of a prefill: all prompt tokens in one pass, on one rank.
 
-Weights are read once, as by a pass over the whole prompt at once; the output head is applied to the last
+Weights are read once, as by a pass over the whole prompt at once, of a mixture the experts that all its
+tokens visit; the output head is applied to the last
 token alone, as engines do. Attention is causal: token i sees min(i, window) tokens. Its K and V are
 written once and read at least once. MLA attends on the latent, as in decode, unless the shape states the
 dimensions of its expanded heads (k_dim, v_dim).
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from kvgauge.errors import UserError
 from kvgauge.formula.held import Storage, token_row_bytes
-from kvgauge.formula.moved import Operation, layer_read_bytes, q_heads_per_rank
+from kvgauge.formula.moved import Operation, layer_read_bytes, params_read, q_heads_per_rank
 from kvgauge.formula.stack import distinct_layers
 from kvgauge.formula.weights import WeightFormat
 from kvgauge.shapes.types import LayerShape, ModelShape
@@ -38,7 +39,9 @@ def prefill_operations(
     shape: ModelShape, tokens: int, storage: Storage, batch: int, weights: WeightFormat
 ) -> tuple[Operation, ...]:
     """A prompt of `tokens` for each sequence of the batch, in one pass."""
-    if shape.params_active is None:
+    # Every token of every prompt visits experts of its own: a pass reads nearly all of them.
+    read = params_read(shape, max(1, batch * tokens))
+    if read is None or shape.params_active is None:
         raise UserError(f"{shape.name}: weight counts unknown, no prefill can be predicted")
     ranks, head = storage.tensor_parallel, min(shape.hidden * shape.vocab, shape.params_active)
     layers = distinct_layers(shape)
@@ -56,7 +59,7 @@ def prefill_operations(
         ),
         Operation(
             "weights",
-            -(-weights.bytes_of(shape.params_active) // ranks),
+            -(-weights.bytes_of(read) // ranks),
             -(-batch * body_flops // ranks),
             eight_bit=weights.name == "fp8",
         ),
