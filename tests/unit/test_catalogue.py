@@ -101,6 +101,11 @@ def test_list_and_names() -> None:
     assert resolve("Llama-3.1-8B").name == "llama-3.1-8b"
 
 
+def test_a_hubs_name_leads_to_the_catalogues() -> None:
+    with pytest.raises(UserError, match=r"no such file or folder; the catalogue has llama-3\.1-8b"):
+        resolve("meta-llama/Llama-3.1-8B")
+
+
 def test_unknown_name_has_close_matches_and_says_that_a_path_works() -> None:
     with pytest.raises(UserError, match=r"llama-3\.1-8b.*path") as caught:
         resolve("llama-3.1-8")

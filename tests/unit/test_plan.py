@@ -192,3 +192,9 @@ def test_fit_needs_a_card_and_answers_both_ways() -> None:
     assert fit.longest_tokens == 5_539_477_504 // 2 // 131_072
     assert fit.longest_think_tokens == fit.longest_tokens - 100
     assert fit.most_requests == 5_539_477_504 // (1100 * 131_072)
+
+
+def test_ranks_that_do_not_divide_the_query_heads_are_noted() -> None:
+    """SmolLM2 has 9 query and 3 KV heads: 6 ranks can copy KV heads, and no engine splits 9 by 6."""
+    said = [" ".join(api.plan("smollm2-135m", think=10, tp=n).notes) for n in (3, 6)]
+    assert ["do not divide the query heads" in notes for notes in said] == [False, True]

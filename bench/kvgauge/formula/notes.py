@@ -47,6 +47,10 @@ def _storage(layers: Counted, setting: Setting) -> list[str]:
         said.append("tensor parallelism does not divide MLA latents and indexer keys")
     if any(0 < layer.kv_heads < storage.tensor_parallel for layer, _ in layers):
         said.append("more ranks than KV heads: each rank holds a copy of one head")
+    if any(layer.q_heads % storage.tensor_parallel for layer, _ in layers):
+        said.append(
+            "the ranks do not divide the query heads: the fullest rank is counted, engines refuse it"
+        )
     if any(layer.state for layer, _ in layers):
         said.append(
             "constant state is divided by the ranks where they divide it, else copied whole"

@@ -8,6 +8,7 @@ output against the float64 oracle, the kernel that ran, bytes, physics.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -22,7 +23,7 @@ from kvgauge.measure.validity import (
     output_fault,
     relative_error,
 )
-from kvgauge.schema import BackendRef, Cell, Measurement, Prediction
+from kvgauge.schema import BackendRef, Measurement, Prediction
 from kvgauge.suites.timing import timed_outcome
 from kvgauge.suites.types import (
     CellPlan,
@@ -31,6 +32,7 @@ from kvgauge.suites.types import (
     Request,
     cell_kv_bytes,
     does_not_fit,
+    trace_cell,
 )
 from kvgauge_kernels import BACKENDS, AttentionBackend, KVView, oracle_decode
 
@@ -62,16 +64,8 @@ class Decode:
         names = request.backends or tuple(n for n in BACKENDS if _timed(n) and n not in missing)
         return [
             CellPlan(
-                Cell(
-                    suite=self.name,
-                    scope="attention",
-                    model=shape.name,
-                    shape_id=shape.shape_id,
-                    kv_format=fmt,
-                    prompt_tokens=trace.prompt_tokens,
-                    think_tokens=trace.think_tokens,
-                    answer_tokens=trace.answer_tokens,
-                    batch=batch,
+                replace(
+                    trace_cell(self.name, "attention", shape, fmt, trace, batch),
                     backend=name,
                     layers_timed=min(request.layers_timed, len(shape.layers)),
                 ),

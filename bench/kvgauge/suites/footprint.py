@@ -15,7 +15,7 @@ from kvgauge.devices.types import Device
 from kvgauge.errors import UserError
 from kvgauge.measure.sampler import Criterion
 from kvgauge.measure.validity import Fault, bytes_fault
-from kvgauge.schema import Cell, Measurement, Prediction, Ratio
+from kvgauge.schema import Measurement, Prediction, Ratio
 from kvgauge.suites.types import (
     CellPlan,
     Context,
@@ -23,6 +23,7 @@ from kvgauge.suites.types import (
     Request,
     cell_kv_bytes,
     does_not_fit,
+    trace_cell,
 )
 
 ALLOCATION_CHECKED_ABOVE_BYTES = 256 * 10**6
@@ -45,20 +46,7 @@ class Footprint:
     def plans(self, request: Request) -> Sequence[CellPlan]:
         """Every model, format, batch and depth; the smallest first."""
         plans = [
-            CellPlan(
-                Cell(
-                    suite=self.name,
-                    scope="memory",
-                    model=shape.name,
-                    shape_id=shape.shape_id,
-                    kv_format=fmt,
-                    prompt_tokens=trace.prompt_tokens,
-                    think_tokens=trace.think_tokens,
-                    answer_tokens=trace.answer_tokens,
-                    batch=batch,
-                ),
-                shape,
-            )
+            CellPlan(trace_cell(self.name, "memory", shape, fmt, trace, batch), shape)
             for shape in request.models
             for fmt in request.kv_formats
             for batch in request.batches

@@ -11,7 +11,7 @@ from kvgauge.devices.types import Device
 from kvgauge.formats import kv_format
 from kvgauge.formula.held import request_bytes
 from kvgauge.measure.sampler import Criterion
-from kvgauge.schema import BackendRef, Cell, Measurement, Prediction, Probe, Ratio, Status
+from kvgauge.schema import BackendRef, Cell, Measurement, Prediction, Probe, Ratio, Scope, Status
 from kvgauge.shapes.types import ModelShape
 from kvgauge.traces.types import Trace
 
@@ -91,6 +91,23 @@ class Suite(Protocol):
     def measure(self, plan: CellPlan, context: Context) -> Outcome:
         """Measure one cell. May raise: the runner turns an exception into a record."""
         ...
+
+
+def trace_cell(
+    suite: str, scope: Scope, shape: ModelShape, kv_format: str, trace: Trace, batch: int
+) -> Cell:
+    """The cell of a trace on a shape; a suite adds what is its own with `dataclasses.replace`."""
+    return Cell(
+        suite=suite,
+        scope=scope,
+        model=shape.name,
+        shape_id=shape.shape_id,
+        kv_format=kv_format,
+        prompt_tokens=trace.prompt_tokens,
+        think_tokens=trace.think_tokens,
+        answer_tokens=trace.answer_tokens,
+        batch=batch,
+    )
 
 
 def cell_kv_bytes(plan: CellPlan) -> int:
