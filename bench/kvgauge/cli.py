@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kvgauge import cli_audit, display
+from kvgauge import cli_audit, cli_run, display
 from kvgauge.errors import ExitCode, NotComparable, UserError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ baseline_app = typer.Typer(help="What the gate compares with.", no_args_is_help=
 app.add_typer(baseline_app, name="baseline")
 app.command("audit-log")(cli_audit.audit_log)
 app.command("claims")(cli_audit.claims)
+app.command("run")(cli_run.run)
 _print_json = display.print_json
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -93,57 +94,6 @@ def plan(
         plan_command.Views(explain, fit, plan_command.only_sweep(sweep or ()), tuple(compare or ())),
         _print_json if as_json else None,
     )  # fmt: skip
-
-
-@app.command()
-def run(
-    profile: Annotated[str, typer.Option(help="smoke, standard or nightly.")] = "smoke",
-    suite: Annotated[list[str] | None, typer.Option(help="footprint, decode, model.")] = None,
-    model: Annotated[list[str] | None, typer.Option(help="As for plan.")] = None,
-    backend: Annotated[list[str] | None, typer.Option(help="As in `--list`.")] = None,
-    kv_format: Annotated[list[str] | None, typer.Option(help="As for plan.")] = None,
-    think: Annotated[
-        list[int] | None, typer.Option(help="Depths instead of the profile's.")
-    ] = None,
-    batch: Annotated[list[int] | None, typer.Option(help="Batches.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    require_device: Annotated[str | None, typer.Option(help="Exit 2 on another kind.")] = None,
-    gpu: Annotated[int, typer.Option(help="Index of the GPU.")] = 0,
-    budget_s: Annotated[float | None, typer.Option(help="Stop after so many seconds.")] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Where the run goes.")] = None,
-    seed: Annotated[int, typer.Option(help="Of all random data.")] = 0,
-    only_list: Annotated[bool, typer.Option("--list", help="Show the cells and stop.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Measure: footprint, decode and a real model."""
-    from kvgauge import runner
-    from kvgauge.devices.select import select_device
-    from kvgauge.store.folder import RunFolder
-
-    options = runner.Options(
-        profile=profile, suites=tuple(suite or ()), models=tuple(model or ()),
-        backends=tuple(backend or ()), kv_formats=tuple(kv_format or ()),
-        think_tokens=tuple(think or ()), batches=tuple(batch or ()),
-        budget_s=budget_s, seed=seed,
-    )  # fmt: skip
-    chosen = select_device(device, gpu)
-    if require_device is not None and chosen.ref.kind != require_device:
-        raise UserError(f"--require-device {require_device}: the device here is {chosen.ref.kind}")
-    jobs = runner.list_jobs(options, chosen.ref.kind)
-    if only_list:
-        rows = display.job_rows(jobs)
-        _print_json({"cells": rows, "left_out": jobs.left_out}) if as_json else display.print_jobs(
-            rows, jobs.left_out
-        )
-        return
-    folder = RunFolder.create(run_dir or _new_run_dir(profile))
-    with display.Progress(jobs) as progress:
-        result = runner.execute(options, chosen, folder, ["kvgauge", *sys.argv[1:]], progress.show)
-    display.print_run(result, folder.path)
-    if as_json:
-        _print_json({"run_dir": str(folder.path), "status": result.manifest.status})
-    if result.manifest.status != "complete":
-        raise typer.Exit(ExitCode.INCOMPLETE)
 
 
 @app.command()
@@ -290,10 +240,3 @@ def _internal_or_usage(error: Exception) -> int:
 def _fail(message: str, code: ExitCode) -> int:
     print(f"kvgauge: {' '.join(message.split())}", file=sys.stderr)
     return code
-
-
-def _new_run_dir(profile: str) -> Path:
-    from datetime import UTC, datetime
-
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    return Path("results") / "runs" / f"{stamp}-{profile}-{os.getpid()}"

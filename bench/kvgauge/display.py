@@ -23,7 +23,7 @@ from kvgauge.units import binary_bytes, decimal_bytes, seconds
 
 if TYPE_CHECKING:
     from kvgauge.gate.baseline import Baseline
-    from kvgauge.runner import Job, Jobs
+    from kvgauge.jobs import Job, Jobs
     from kvgauge.schema import Record, Run, Verdict
 
 # Every one of these is shown; of the others a few.

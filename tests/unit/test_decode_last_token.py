@@ -9,8 +9,7 @@ import torch
 
 from kvgauge.devices.cpu import CpuDevice
 from kvgauge.devices.probe import DeviceProbe
-from kvgauge.measure.sampler import Criterion
-from kvgauge.schema import Cell
+from kvgauge.schema import Cell, Criterion
 from kvgauge.suites import decode
 from kvgauge.suites.types import CellPlan, Context, Outcome
 from kvgauge_kernels import BACKENDS, KVView

@@ -10,8 +10,7 @@ import torch
 from kvgauge.caches import contiguous
 from kvgauge.devices.cpu import CpuDevice
 from kvgauge.devices.probe import DeviceProbe
-from kvgauge.measure.sampler import Criterion
-from kvgauge.schema import Cell
+from kvgauge.schema import Cell, Criterion
 from kvgauge.suites.footprint import Footprint
 from kvgauge.suites.types import CellPlan, Context, Outcome
 from shapes_for_tests import gqa

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from kvgauge.devices.cpu import CpuDevice
-from kvgauge.measure.sampler import Criterion, sample
+from kvgauge.measure.phases import Phases
+from kvgauge.measure.sampler import sample
 from kvgauge.measure.stats import half_width, median_interval, relative_noise, summarize
 from kvgauge.measure.validity import (
     bytes_fault,
@@ -20,6 +21,7 @@ from kvgauge.measure.validity import (
     relative_error,
     trust_flags,
 )
+from kvgauge.schema import Criterion
 
 
 class ScriptedDevice(CpuDevice):
@@ -46,7 +48,7 @@ def run(times_s: list[float], criterion: Criterion) -> tuple[int, str, int]:
         nonlocal calls
         calls += 1
 
-    samples = sample(step, ScriptedDevice(iter(times_s)), SteadyProbe(), criterion)
+    samples = sample(step, ScriptedDevice(iter(times_s)), SteadyProbe(), criterion, Phases())
     assert len(samples.times_s) == len(samples.read_bytes_per_s)
     return len(samples.times_s), samples.stop_reason, calls
 

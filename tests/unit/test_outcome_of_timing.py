@@ -10,8 +10,7 @@ import pytest
 from kvgauge.devices.cpu import CpuDevice
 from kvgauge.devices.probe import DeviceProbe
 from kvgauge.formula.moved import Operation
-from kvgauge.measure.sampler import Criterion
-from kvgauge.schema import BackendRef, Measurement, Prediction
+from kvgauge.schema import BackendRef, Criterion, Measurement, Prediction
 from kvgauge.suites.timing import timed_outcome
 from kvgauge.suites.types import Context, Outcome
 

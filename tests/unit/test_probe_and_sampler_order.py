@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 from kvgauge.devices.cpu import CpuDevice
 from kvgauge.devices.probe import make_probe
-from kvgauge.measure.sampler import Criterion, sample
+from kvgauge.measure.phases import Phases
+from kvgauge.measure.sampler import sample
+from kvgauge.schema import Criterion
 
 MIB = 2**20
 
@@ -28,7 +30,7 @@ def test_the_probe_reads_just_before_each_sample() -> None:
             return float(len(order))
 
     criterion = Criterion(0.0, min_samples=4, max_samples=4, budget_s=60, max_warmup=1)
-    samples = sample(lambda: order.append("step"), OneSecond(), Probe(), criterion)
+    samples = sample(lambda: order.append("step"), OneSecond(), Probe(), criterion, Phases())
     # One call warms up; converged at once would be 4 as well, since all times are alike.
     assert order == ["step", *["probe", "step"] * 4]
     assert samples.read_bytes_per_s == (2.0, 4.0, 6.0, 8.0)  # each beside its own sample

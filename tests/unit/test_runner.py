@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvgauge import runner
+from kvgauge import jobs, runner
 from kvgauge.caches.contiguous import ContiguousCache
 from kvgauge.devices.cpu import CpuDevice
 from kvgauge.errors import UserError
@@ -42,7 +42,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def run(model: str, tmp_path: Path, suite: str, **more: object) -> Run:
-    options = runner.Options(
+    options = jobs.Options(
         suites=(suite,),
         models=(model,),
         think_tokens=(33, 70),
@@ -184,7 +184,7 @@ def test_an_interrupted_run_keeps_what_it_measured(model: str, tmp_path: Path) -
         raise KeyboardInterrupt
 
     folder = RunFolder.create(tmp_path / "stopped")
-    options = runner.Options(suites=("footprint",), models=(model,), think_tokens=(10,))
+    options = jobs.Options(suites=("footprint",), models=(model,), think_tokens=(10,))
     with pytest.raises(KeyboardInterrupt):
         runner.execute(options, CpuDevice(), folder, ["kvgauge"], stop)
     kept = load_run(folder.path)
@@ -200,12 +200,12 @@ def test_an_interrupted_run_keeps_what_it_measured(model: str, tmp_path: Path) -
 )  # fmt: skip
 def test_an_unknown_name_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError):
-        runner.list_jobs(runner.Options(**wrong), "cpu")  # type: ignore[arg-type]
+        jobs.list_jobs(jobs.Options(**wrong), "cpu")  # type: ignore[arg-type]
 
 
 def test_a_model_named_twice_is_measured_once() -> None:
     once, twice = (
-        runner.list_jobs(runner.Options(models=("smollm2-135m",) * n), "cpu").jobs for n in (1, 2)
+        jobs.list_jobs(jobs.Options(models=("smollm2-135m",) * n), "cpu").jobs for n in (1, 2)
     )
     assert len(once) == len(twice)
 
@@ -215,35 +215,35 @@ def test_a_model_named_twice_is_measured_once() -> None:
 )
 def test_an_option_that_cannot_be_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UserError):
-        runner.Options(**wrong)  # type: ignore[arg-type]
+        jobs.Options(**wrong)  # type: ignore[arg-type]
 
 
 def test_a_suite_without_a_fitting_cell_is_said() -> None:
-    listed = runner.list_jobs(runner.Options(think_tokens=(10,)), "cpu")
+    listed = jobs.list_jobs(jobs.Options(think_tokens=(10,)), "cpu")
     assert {job.suite.name for job in listed.jobs} == {"footprint", "decode"}
     assert "suite model" in listed.left_out
 
 
 def test_the_50k_cell_is_listed_with_its_bytes() -> None:
-    options = runner.Options(profile="standard", models=("llama-3.1-70b",))
+    options = jobs.Options(profile="standard", models=("llama-3.1-70b",))
     sizes = {
         job.suite.predict(job.plan).kv_bytes
-        for job in runner.list_jobs(options, "cpu").jobs
+        for job in jobs.list_jobs(options, "cpu").jobs
         if job.plan.cell.suite == "footprint" and job.plan.cell.depth_tokens == 50_000
     }
     assert 16_384_000_000 in sizes
 
 
 def test_the_smoke_profile_is_what_the_readme_says() -> None:
-    jobs = runner.list_jobs(runner.Options(suites=("decode", "footprint")), "cpu").jobs
-    cells = [job.plan.cell for job in jobs]
+    listed = jobs.list_jobs(jobs.Options(suites=("decode", "footprint")), "cpu").jobs
+    cells = [job.plan.cell for job in listed]
     for suite in ("decode", "footprint"):
         mine = [c for c in cells if c.suite == suite]
         assert len({c.model for c in mine}) >= 3
         assert len({c.depth_tokens for c in mine}) >= 4
         assert {c.kv_format for c in mine} >= {"fp16", "bf16", "int8"}
     assert len({c.backend for c in cells if c.backend}) >= 3
-    assert {job.plan.shape.attention for job in jobs} == {"gqa"}
+    assert {job.plan.shape.attention for job in listed} == {"gqa"}
 
 
 def test_the_decode_floor_is_bytes_over_the_probe(model: str, tmp_path: Path) -> None:

@@ -8,20 +8,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kvgauge.devices.types import Device
+from kvgauge.measure.phases import Phases
 from kvgauge.measure.stats import half_width
+from kvgauge.schema import Criterion
 
 _STILL_FALLING = 0.95  # warm-up goes on while a call beats the best so far by 5%
-
-
-@dataclass(frozen=True, slots=True)
-class Criterion:
-    """When to stop: the interval's relative half-width is under target, or time or samples run out."""
-
-    target_half_width: float
-    min_samples: int
-    max_samples: int
-    budget_s: float
-    max_warmup: int = 5
 
 
 class Clock(Protocol):
@@ -42,20 +33,27 @@ class Samples:
 
 
 def sample(
-    step: Callable[[], object], device: Device, probe: Clock, criterion: Criterion
+    step: Callable[[], object],
+    device: Device,
+    probe: Clock,
+    criterion: Criterion,
+    phases: Phases,
 ) -> Samples:
     """Sample `step` cold: before each sample the probe reads a buffer that evicts its data.
 
     At least `min_samples` are taken, whatever the time budget says.
     """
-    _warm_up(step, device, criterion)
+    with phases("warm_up"):
+        _warm_up(step, device, criterion)
     times: list[float] = []
     reads: list[float] = []
     started = time.monotonic()
     reason = None
     while reason is None:
-        reads.append(probe.read_bytes_per_s())
-        times.append(device.timed(step))
+        with phases("probe"):
+            reads.append(probe.read_bytes_per_s())
+        with phases("samples"):
+            times.append(device.timed(step))
         reason = _stop_reason(times, time.monotonic() - started, criterion)
     return Samples(tuple(times), tuple(reads), reason)
 

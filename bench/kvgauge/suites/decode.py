@@ -15,7 +15,6 @@ import torch
 from kvgauge.caches.contiguous import STORAGE_DTYPE, ContiguousCache, allocate
 from kvgauge.formats import kv_format
 from kvgauge.formula.moved import Operation, decode_operations, total_bytes, total_flops
-from kvgauge.measure.sampler import Criterion
 from kvgauge.measure.validity import (
     bytes_fault,
     kernel_fault,
@@ -23,7 +22,7 @@ from kvgauge.measure.validity import (
     output_fault,
     relative_error,
 )
-from kvgauge.schema import BackendRef, Measurement, Prediction
+from kvgauge.schema import BackendRef, Criterion, Measurement, Prediction
 from kvgauge.suites.timing import timed_outcome
 from kvgauge.suites.types import (
     CellPlan,
@@ -104,7 +103,8 @@ class Decode:
         full = does_not_fit(predicted.kv_bytes + _scratch_bytes(plan), device, predicted)
         if full is not None:
             return full
-        cache = _filled_cache(plan, context)
+        with context.phases("fill"):
+            cache = _filled_cache(plan, context)
         # Layers may differ in heads and dims: a query for each.
         queries = [_random_query(plan, layer, context) for layer in range(len(cache.layers))]
         pairs = [(q, cache.view(layer)) for layer, q in enumerate(queries)]
@@ -127,12 +127,12 @@ def _prove_and_time(
         for q, view in pairs:
             backend.decode(q, view)
 
-    seen = observe_ops(step)
+    with context.phases("check"):
+        seen = observe_ops(step)
+        error = max(_error(backend, *pair) for pair in pairs)
     kernel = ", ".join(sorted(seen & set(backend.kernel_ops))) or None
     ref = BackendRef(backend.name, backend.version(), kernel)
-    proven = Measurement(
-        kv_bytes=cache.storage_bytes(), max_error=max(_error(backend, *pair) for pair in pairs)
-    )
+    proven = Measurement(kv_bytes=cache.storage_bytes(), max_error=error)
     fault = (
         bytes_fault(proven.kv_bytes or 0, predicted.kv_bytes)
         or kernel_fault(seen, backend.kernel_ops, backend.forbidden_ops)

@@ -13,9 +13,8 @@ import torch
 from kvgauge.caches import contiguous
 from kvgauge.devices.types import Device
 from kvgauge.errors import UserError
-from kvgauge.measure.sampler import Criterion
 from kvgauge.measure.validity import Fault, bytes_fault
-from kvgauge.schema import Measurement, Prediction, Ratio
+from kvgauge.schema import Criterion, Measurement, Prediction, Ratio
 from kvgauge.suites.types import (
     CellPlan,
     Context,
@@ -69,7 +68,8 @@ class Footprint:
         full = does_not_fit(predicted.kv_bytes + _HEADROOM_BYTES, device, predicted)
         if full is not None:
             return full
-        measured = _count(plan, context)
+        with context.phases("fill"):
+            measured = _count(plan, context)
         if measured.kv_bytes is None:
             raise UserError("a cache without tensors has no bytes to count")
         ratio = Ratio(

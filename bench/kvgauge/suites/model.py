@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from kvgauge.caches.contiguous import STORAGE_DTYPE
 from kvgauge.formats import kv_format
 from kvgauge.formula.moved import Operation, decode_operations, total_bytes, total_flops
-from kvgauge.measure.sampler import Criterion
 from kvgauge.measure.validity import (
     bytes_fault,
     kernel_fault,
@@ -20,7 +19,7 @@ from kvgauge.measure.validity import (
     output_fault,
     relative_error,
 )
-from kvgauge.schema import BackendRef, Cell, Measurement, Prediction
+from kvgauge.schema import BackendRef, Cell, Criterion, Measurement, Prediction
 from kvgauge.suites.hf_engine import (
     PROMPT_TOKENS,
     WEIGHT_PACKAGES,
@@ -101,10 +100,12 @@ class Model:
         """Go on with the trace to the depth, prove the step, time it."""
         cell, predicted = plan.cell, self.predict(plan)
         _name, expected, forbidden = _ATTENTION[cell.backend or ""]
-        session = self._session_at(plan, context)
+        with context.phases("fill"):
+            session = self._session_at(plan, context)
         cache_bytes = session.cache_bytes()
-        seen = observe_ops(session.step)
-        error = relative_error(session.step(), session.uncached_logits().double())
+        with context.phases("check"):
+            seen = observe_ops(session.step)
+            error = relative_error(session.step(), session.uncached_logits().double())
         proven = Measurement(kv_bytes=cache_bytes, max_error=error)
         kernel = ", ".join(sorted(seen & set(expected))) or None
         version = f"transformers {self._engines[cell.model].version()}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvgauge.errors import UserError
-from kvgauge.measure.sampler import Criterion
+from kvgauge.schema import Criterion
 from kvgauge.traces.presets import PRESETS
 from kvgauge.traces.types import Trace
 

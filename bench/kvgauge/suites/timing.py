@@ -32,9 +32,10 @@ def timed_outcome(
     `tokens_per_step` is given for the scopes in which a step makes tokens (`step`, `engine`).
     """
     taken_before_s, started = context.device.cpu_taken_s(), time.monotonic()
-    samples = sample(step, context.device, context.probe, context.criterion)
+    samples = sample(step, context.device, context.probe, context.criterion, context.phases)
     cpu_taken = _share(taken_before_s, context.device.cpu_taken_s(), time.monotonic() - started)
-    probe = _probe(context, samples.read_bytes_per_s)
+    with context.phases("probe"):
+        probe = _probe(context, samples.read_bytes_per_s)
     timing = summarize(samples.times_s, samples.stop_reason)
     rates = Rates(probe.read_bytes_per_s, probe.flops_per_s, "probe")
     moved_bytes, least_s = total_bytes(operations), floor_s(operations, rates)

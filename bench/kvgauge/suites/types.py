@@ -10,8 +10,18 @@ from kvgauge.devices.probe import DeviceProbe
 from kvgauge.devices.types import Device
 from kvgauge.formats import kv_format
 from kvgauge.formula.held import request_bytes
-from kvgauge.measure.sampler import Criterion
-from kvgauge.schema import BackendRef, Cell, Measurement, Prediction, Probe, Ratio, Scope, Status
+from kvgauge.measure.phases import Phases
+from kvgauge.schema import (
+    BackendRef,
+    Cell,
+    Criterion,
+    Measurement,
+    Prediction,
+    Probe,
+    Ratio,
+    Scope,
+    Status,
+)
 from kvgauge.shapes.types import ModelShape
 from kvgauge.traces.types import Trace
 
@@ -39,6 +49,7 @@ class Context:
     probe: DeviceProbe
     criterion: Criterion
     seed: int
+    phases: Phases = field(default_factory=Phases)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,71 @@
+"""The command `run`: thin over the runner, registered by the command line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kvgauge.errors import ExitCode, UserError
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+
+def run(
+    profile: Annotated[str, typer.Option(help="smoke, standard or nightly.")] = "smoke",
+    suite: Annotated[list[str] | None, typer.Option(help="footprint, decode, model.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="As for plan.")] = None,
+    backend: Annotated[list[str] | None, typer.Option(help="As in `--list`.")] = None,
+    kv_format: Annotated[list[str] | None, typer.Option(help="As for plan.")] = None,
+    think: Annotated[
+        list[int] | None, typer.Option(help="Depths instead of the profile's.")
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Batches.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    require_device: Annotated[str | None, typer.Option(help="Exit 2 on another kind.")] = None,
+    gpu: Annotated[int, typer.Option(help="Index of the GPU.")] = 0,
+    budget_s: Annotated[float | None, typer.Option(help="Stop after so many seconds.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where the run goes.")] = None,
+    seed: Annotated[int, typer.Option(help="Of all random data.")] = 0,
+    only_list: Annotated[bool, typer.Option("--list", help="Show the cells and stop.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure: footprint, decode and a real model."""
+    from kvgauge import display, jobs, runner
+    from kvgauge.devices.select import select_device
+    from kvgauge.store.folder import RunFolder
+
+    options = jobs.Options(
+        profile=profile, suites=tuple(suite or ()), models=tuple(model or ()),
+        backends=tuple(backend or ()), kv_formats=tuple(kv_format or ()),
+        think_tokens=tuple(think or ()), batches=tuple(batch or ()),
+        budget_s=budget_s, seed=seed,
+    )  # fmt: skip
+    chosen = select_device(device, gpu)
+    if require_device is not None and chosen.ref.kind != require_device:
+        raise UserError(f"--require-device {require_device}: the device here is {chosen.ref.kind}")
+    listed = jobs.list_jobs(options, chosen.ref.kind)
+    if only_list:
+        rows = display.job_rows(listed)
+        display.print_json(
+            {"cells": rows, "left_out": listed.left_out}
+        ) if as_json else display.print_jobs(rows, listed.left_out)
+        return
+    folder = RunFolder.create(run_dir or _new_run_dir(profile))
+    with display.Progress(listed) as progress:
+        result = runner.execute(options, chosen, folder, ["kvgauge", *sys.argv[1:]], progress.show)
+    display.print_run(result, folder.path)
+    if as_json:
+        display.print_json({"run_dir": str(folder.path), "status": result.manifest.status})
+    if result.manifest.status != "complete":
+        raise typer.Exit(ExitCode.INCOMPLETE)
+
+
+def _new_run_dir(profile: str) -> Path:
+    from datetime import UTC, datetime
+
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return Path("results") / "runs" / f"{stamp}-{profile}-{os.getpid()}"

@@ -1,0 +1,127 @@
+"""Which cells a run has: what the user asked for, or else the profile's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvgauge.caches.contiguous import STORAGE_DTYPE
+from kvgauge.errors import UserError
+from kvgauge.formats import kv_format
+from kvgauge.shapes.resolve import resolve
+from kvgauge.shapes.types import ModelShape
+from kvgauge.suites.profiles import Profile, profile
+from kvgauge.suites.table import suites
+from kvgauge.suites.types import CellPlan, Request, Suite
+from kvgauge.traces.types import Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user asked for; an empty tuple means the profile's own."""
+
+    profile: str = "smoke"
+    suites: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    backends: tuple[str, ...] = ()
+    kv_formats: tuple[str, ...] = ()
+    think_tokens: tuple[int, ...] = ()
+    batches: tuple[int, ...] = ()
+    budget_s: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed {self.seed}: must be between 0 and 2^63 - 1")
+        if self.budget_s is not None and not 0 <= self.budget_s < float("inf"):
+            raise UserError(f"--budget-s {self.budget_s}: must be a number of seconds, 0 or more")
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether the profile's own choice was changed by hand."""
+        chosen = (self.suites, self.models, self.backends, self.kv_formats)
+        return any((*chosen, self.think_tokens, self.batches))
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A cell with the suite that measures it and the guessed seconds."""
+
+    suite: Suite
+    plan: CellPlan
+    estimate_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Jobs:
+    """All cells of a run, and what this machine leaves out of it with the reasons."""
+
+    jobs: tuple[Job, ...]
+    left_out: dict[str, str]
+
+
+def list_jobs(options: Options, device_kind: str) -> Jobs:
+    """The cells of a run in order; raises UserError for unknown names or an empty choice."""
+    chosen, table = profile(options.profile), suites()
+    for name in options.suites:
+        if name not in table:
+            raise UserError(f"unknown suite {name!r}: one of {', '.join(table)}")
+    active = [s for s in table.values() if not options.suites or s.name in options.suites]
+    left_out: dict[str, str] = {}
+    jobs: list[Job] = []
+    models = tuple(resolve(name) for name in (options.models or chosen.models))
+    for suite in active:
+        left_out |= suite.missing(device_kind)
+        request = _request(suite.name, options, chosen, models, device_kind)
+        plans = suite.plans(request)
+        if not plans:
+            left_out.setdefault(f"suite {suite.name}", "no cell of it fits this choice")
+        jobs += [
+            Job(suite, plan, suite.estimate_s(plan, chosen.criterion, device_kind))
+            for plan in plans
+        ]
+    # A model or a depth named twice is one cell.
+    jobs = list({job.plan.cell.cell_id: job for job in jobs}.values())
+    _check_backends(options.backends, jobs)
+    if not jobs:
+        why = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        raise UserError(f"no cell matches this choice{f' ({why})' if why else ''}")
+    return Jobs(tuple(jobs), left_out)
+
+
+def _request(
+    suite: str, options: Options, chosen: Profile, models: tuple[ModelShape, ...], device_kind: str
+) -> Request:
+    for name in options.kv_formats:
+        if kv_format(name).name not in STORAGE_DTYPE:
+            raise UserError(
+                f"KV format {name} is planned but not measured: one of {', '.join(STORAGE_DTYPE)}"
+            )
+    for batch in options.batches:
+        if batch < 1:
+            raise UserError(f"--batch {batch}: must be at least 1")
+    for tokens in options.think_tokens:
+        if tokens < 1:
+            raise UserError(f"--think {tokens}: must be at least 1")
+    return Request(
+        device_kind=device_kind,
+        models=models,
+        traces=tuple(Trace(think_tokens=n) for n in options.think_tokens)
+        or chosen.traces.get(suite, chosen.traces["decode"]),
+        kv_formats=options.kv_formats or chosen.kv_formats,
+        backends=options.backends,
+        batches=options.batches or chosen.batches,
+        layers_timed=chosen.layers_timed,
+        explicit_formats=bool(options.kv_formats),
+    )
+
+
+def _check_backends(backends: tuple[str, ...], jobs: Sequence[Job]) -> None:
+    used = {job.plan.cell.backend for job in jobs}
+    for name in backends:
+        if name not in used:
+            known = sorted(backend for backend in used if backend)
+            raise UserError(
+                f"backend {name!r} reads none of the chosen formats and suites"
+                + (f"; chosen cells use {', '.join(known)}" if known else "")
+            )

@@ -1,0 +1,72 @@
+"""A run: its manifest and its records, and what the gate says of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kvgauge.schema.measured import Spent
+from kvgauge.schema.record import DeviceRef, Record
+
+MANIFEST_SCHEMA = "kvgauge.manifest/1"
+
+RunStatus = Literal["running", "complete", "incomplete", "interrupted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a run was: `manifest.json`. Written at the start, and again at the end."""
+
+    schema: str
+    run_id: str
+    profile: str
+    command: tuple[str, ...]
+    seed: int
+    started_at: str
+    finished_at: str | None
+    status: RunStatus
+    git_revision: str | None
+    git_dirty: bool | None
+    device: DeviceRef
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    left_out: dict[str, str]
+    """Backends and suites that this machine cannot run, each with the reason."""
+    cells: tuple[str, ...]
+    """The ids of all cells of the run, in order, measured or not."""
+    narrowed: bool = False
+    """Whether suites, models, formats, ... were chosen by hand: then the profile's others are not missed."""
+    spent: Spent | None = None
+    """Where the wall time went; None while the run goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A manifest and its records, as read from a run folder."""
+
+    manifest: Manifest
+    records: tuple[Record, ...]
+    torn_lines: int = 0
+
+    def latest(self) -> tuple[Record, ...]:
+        """The last attempt of each cell, in the order of first appearance."""
+        last: dict[str, Record] = {}
+        for record in self.records:
+            last[record.cell_id] = record
+        return tuple(last.values())
+
+
+VerdictKind = Literal[
+    "same", "faster", "slower", "bytes_differ", "undecided", "missing", "not_comparable"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the gate says of one cell, with the evidence."""
+
+    cell_id: str
+    label: str
+    kind: VerdictKind
+    reason: str
+    evidence: dict[str, float | int | None]
