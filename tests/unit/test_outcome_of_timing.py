@@ -11,7 +11,7 @@ from kvgauge.devices.cpu import CpuDevice
 from kvgauge.devices.probe import DeviceProbe
 from kvgauge.formula.moved import Operation
 from kvgauge.schema import BackendRef, Criterion, Measurement, Prediction
-from kvgauge.suites.timing import timed_outcome
+from kvgauge.suites.timing import Timed, timed_outcome
 from kvgauge.suites.types import Context, Outcome
 
 US = 1e-6
@@ -40,6 +40,9 @@ class ToldProbe:
     def read_bytes_per_s(self) -> float:
         return next(self._reads)
 
+    def cached_read_bytes_per_s(self) -> float:
+        return 3e9
+
     def copy_bytes_per_s(self) -> float:
         return 7e8
 
@@ -48,13 +51,14 @@ class ToldProbe:
 
 
 def outcome(times_s: list[float], tokens: int | None = None) -> Outcome:
-    criterion = Criterion(1e-9, min_samples=5, max_samples=5, budget_s=60, max_warmup=1)
+    criterion = Criterion(1e-9, min_samples=5, max_samples=5, budget_s=60, max_warm_up=1)
     device = ToldDevice(iter([9 * US, *times_s]))  # the first is warm-up
     context = Context(device, cast(DeviceProbe, ToldProbe()), criterion, seed=0)
     proven = Measurement(kv_bytes=4000, max_error=0.0)
     ref = BackendRef("made-up", "1", "aten::none")
     predicted = Prediction(4000, 4000, 300)
-    return timed_outcome(lambda: None, context, OPERATIONS, predicted, proven, ref, tokens)
+    timed = Timed([lambda: None], OPERATIONS, tokens_per_step=tokens)
+    return timed_outcome(timed, context, predicted, proven, ref)
 
 
 SAMPLES = [4 * US, 4 * US, 3.9 * US, 30 * US, 4.1 * US]  # median 4, mean 9.2
@@ -90,7 +94,7 @@ def test_a_time_that_the_memory_does_not_allow_is_invalid() -> None:
     # The best read, 2.1 GB/s, with a quarter of margin: 4000 bytes take 1.524 µs at the least.
     possible, impossible = outcome([1.53 * US] * 5), outcome([1.52 * US] * 5)
     assert (possible.status, possible.reason_code) == ("ok", None)
-    assert (impossible.status, impossible.reason_code) == ("invalid", "faster_than_physics")
+    assert (impossible.status, impossible.reason_code) == ("invalid", "cache_state")
     assert "4000 bytes" in str(impossible.reason)
     assert impossible.measured is not None
     assert impossible.measured.time_s is not None

@@ -29,8 +29,8 @@ def test_the_probe_reads_just_before_each_sample() -> None:
             order.append("probe")
             return float(len(order))
 
-    criterion = Criterion(0.0, min_samples=4, max_samples=4, budget_s=60, max_warmup=1)
-    samples = sample(lambda: order.append("step"), OneSecond(), Probe(), criterion, Phases())
+    criterion = Criterion(0.0, min_samples=4, max_samples=4, budget_s=60, max_warm_up=1)
+    samples = sample([lambda: order.append("step")], OneSecond(), Probe(), criterion, Phases())
     # One call warms up; converged at once would be 4 as well, since all times are alike.
     assert order == ["step", *["probe", "step"] * 4]
     assert samples.read_bytes_per_s == (2.0, 4.0, 6.0, 8.0)  # each beside its own sample

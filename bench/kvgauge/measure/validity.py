@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kvgauge.measure.stats import half_width, quartiles
+from kvgauge.measure.stats import MIN_SAMPLES_OF_AN_INTERVAL, drift, half_width, quartiles
+from kvgauge.schema import CacheState, DeviceRef, Probe
 
 # Largest relative difference from the float64 oracle, by the dtype that the kernel computes in.
 MAX_ERROR: dict[torch.dtype, float] = {
@@ -23,6 +24,9 @@ MAX_HALF_WIDTH = 0.15
 MAX_PROBE_SPREAD = 1.5
 # The kernel counts time in hundredths of a second: in a short block one count is several percent.
 MAX_CPU_TAKEN = 0.15
+# A slope of the samples over their order: so much of the median, and beyond chance.
+MAX_DRIFT = 0.10
+DRIFT_SCORE = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,29 +87,74 @@ def output_fault(error: float, dtype: torch.dtype) -> Fault | None:
     return Fault("wrong_output", f"error {error:.3g} against the float64 oracle, limit {limit:g}")
 
 
-def physics_fault(
-    time_s: float, moved_bytes: int, read_samples_bytes_per_s: Sequence[float]
-) -> Fault | None:
-    """Whether the time is one that the memory allows."""
-    best = max(read_samples_bytes_per_s) * PHYSICS_MARGIN
-    if time_s * best >= moved_bytes:
+def tokens_fault(unread: Sequence[int]) -> Fault | None:
+    """Whether all tokens that the cell states were read."""
+    if not unread:
+        return None
+    which = ", ".join(map(str, unread))
+    return Fault("fewer_tokens", f"the output does not depend on token {which}: it was not read")
+
+
+def early_fault(late_error: float) -> Fault | None:
+    """Whether the output was still being written when the step had returned."""
+    if late_error == 0:
         return None
     return Fault(
-        "faster_than_physics",
-        f"{moved_bytes} bytes in {time_s:.3g} s is {moved_bytes / time_s / 1e9:.3g} GB/s, above "
-        f"{best / 1e9:.3g} GB/s (probe with margin {PHYSICS_MARGIN})",
+        "returned_early", f"the output changed by {late_error:.3g} after the step returned"
     )
 
 
+def physics_fault(
+    time_s: float, moved_bytes: int, cache_state: CacheState, cache_bytes: int, probe: Probe
+) -> Fault | None:
+    """Whether the time is one that memory allows, and cold where it is said to be.
+
+    What a cache of `cache_bytes` can hold may be read at the cache's rate, but not where the cell is cold.
+    """
+    rate = moved_bytes / time_s
+    memory = max(probe.read_samples_bytes_per_s) * PHYSICS_MARGIN
+    cache = max(memory, (probe.cached_read_bytes_per_s or 0.0) * PHYSICS_MARGIN)
+    # Of two times what the cache holds at least half came from memory.
+    fits = moved_bytes <= 2 * cache_bytes
+    if rate <= memory or (rate <= cache and fits and cache_state == "hot"):
+        return None
+    said = f"{moved_bytes} bytes in {time_s:.3g} s is {rate / 1e9:.3g} GB/s"
+    if rate <= cache and fits:
+        return Fault(
+            "cache_state",
+            f"{said}, above what memory gives ({memory / 1e9:.3g} GB/s with margin {PHYSICS_MARGIN}): "
+            "the data stayed in a cache, but the cell is cold",
+        )
+    best = cache if fits else memory
+    return Fault(
+        "faster_than_physics",
+        f"{said}, above {best / 1e9:.3g} GB/s (probe with margin {PHYSICS_MARGIN})",
+    )
+
+
+def device_fault(before: DeviceRef, after: DeviceRef) -> Fault | None:
+    """Whether the device at the end is the one of the start."""
+    if before == after:
+        return None
+    return Fault("device_changed", f"started on {before}, ended on {after}")
+
+
 def trust_flags(
-    times_s: Sequence[float], read_bytes_per_s: Sequence[float], cpu_taken: float | None = None
+    times_s: Sequence[float],
+    read_bytes_per_s: Sequence[float],
+    cpu_taken: float | None = None,
 ) -> tuple[str, ...]:
     """What disturbed the samples without making them wrong."""
     flags = []
     if cpu_taken is not None and cpu_taken > MAX_CPU_TAKEN:
         flags.append("cpu_shared")
+    if len(times_s) < MIN_SAMPLES_OF_AN_INTERVAL:
+        flags.append("too_few_samples")
     if half_width(times_s) > MAX_HALF_WIDTH:
         flags.append("wide_interval")
+    moved, score = drift(times_s)
+    if abs(moved) > MAX_DRIFT and abs(score) > DRIFT_SCORE:
+        flags.append("drifting")
     low, high = quartiles(read_bytes_per_s)
     if high > MAX_PROBE_SPREAD * low:
         flags.append("probe_changed")

@@ -22,13 +22,17 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Criterion:
-    """When to stop: the interval's relative half-width is under target, or time or samples run out."""
+    """When to stop: the interval's relative half-width is under target, or time or samples run out.
+
+    Past `patience_s` even `min_samples` are not waited for: the time is then flagged.
+    """
 
     target_half_width: float
     min_samples: int
     max_samples: int
     budget_s: float
-    max_warmup: int = 5
+    max_warm_up: int = 5
+    patience_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +58,9 @@ class Spent:
 class Timing:
     """All samples of one quantity and what they are worth.
 
-    `low` and `high` are the bootstrap 95% interval of the median; `noise` is
-    1.4826 * MAD / median, the spread of single samples.
+    `low` and `high` are the 95% interval of the median from order statistics; `noise` is
+    1.4826 * MAD / median, the spread of single samples. `stop_reason`: `converged`, `no_improvement`,
+    `budget`, `max_samples` or `patience`; `warm_up_reason`: `settled`, `budget` or `max_warm_up`.
     """
 
     median: float
@@ -65,6 +70,8 @@ class Timing:
     noise: float
     samples: tuple[float, ...]
     stop_reason: str
+    warm_up_calls: int | None = None
+    warm_up_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +104,8 @@ class Probe:
     copy_bytes_per_s: float
     flops_per_s: float
     read_samples_bytes_per_s: tuple[float, ...] = ()
+    cached_read_bytes_per_s: float | None = None
+    """Reading a quarter of the last-level cache again and again."""
 
 
 @dataclass(frozen=True, slots=True)

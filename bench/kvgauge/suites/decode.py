@@ -15,15 +15,10 @@ import torch
 from kvgauge.caches.contiguous import STORAGE_DTYPE, ContiguousCache, allocate
 from kvgauge.formats import kv_format
 from kvgauge.formula.moved import Operation, decode_operations, total_bytes, total_flops
-from kvgauge.measure.validity import (
-    bytes_fault,
-    kernel_fault,
-    observe_ops,
-    output_fault,
-    relative_error,
-)
-from kvgauge.schema import BackendRef, Criterion, Measurement, Prediction
-from kvgauge.suites.timing import timed_outcome
+from kvgauge.measure.validity import bytes_fault
+from kvgauge.schema import BackendRef, CacheState, Criterion, Measurement, Prediction
+from kvgauge.suites.proof import Work, prove, prove_again
+from kvgauge.suites.timing import Timed, timed_outcome
 from kvgauge.suites.types import (
     CellPlan,
     Context,
@@ -33,12 +28,13 @@ from kvgauge.suites.types import (
     does_not_fit,
     trace_cell,
 )
-from kvgauge_kernels import BACKENDS, AttentionBackend, KVView, oracle_decode
+from kvgauge_kernels import BACKENDS, AttentionBackend
 
 # What a quantized cache is computed in: the dtype that present models are trained in.
 COMPUTE_DTYPE_OF_QUANTIZED = torch.bfloat16
 # The oracle is for checking, not for timing.
 _NOT_TIMED = frozenset({"reference"})
+_MAX_SETS = 64
 _ASSUMED_BYTES_PER_S = {"cpu": 3e9, "cuda": 1e12}
 
 
@@ -100,47 +96,33 @@ class Decode:
         reason = backend.available(device.torch_device)
         if reason is not None:
             return Outcome("unsupported", predicted, "backend_unavailable", reason)
-        full = does_not_fit(predicted.kv_bytes + _scratch_bytes(plan), device, predicted)
+        sets = _input_sets(predicted.kv_bytes, device.last_level_cache_bytes, cell.cache_state)
+        needed_bytes = sets * predicted.kv_bytes + _scratch_bytes(plan)
+        full = does_not_fit(needed_bytes, device, predicted)
         if full is not None:
             return full
         with context.phases("fill"):
-            cache = _filled_cache(plan, context)
-        # Layers may differ in heads and dims: a query for each.
-        queries = [_random_query(plan, layer, context) for layer in range(len(cache.layers))]
-        pairs = [(q, cache.view(layer)) for layer, q in enumerate(queries)]
-        reasons = (backend.supports(view, q.dtype) for q, view in pairs)
+            work, cache_bytes = _filled(plan, context, backend, sets)
+        reasons = (backend.supports(view, q.dtype) for q, view in work[0].layers)
         reason = next((r for r in reasons if r is not None), None)
         if reason is not None:
             return Outcome("unsupported", predicted, "not_supported", reason)
-        return _prove_and_time(plan, context, predicted, backend, cache, pairs)
-
-
-def _prove_and_time(
-    plan: CellPlan,
-    context: Context,
-    predicted: Prediction,
-    backend: AttentionBackend,
-    cache: ContiguousCache,
-    pairs: list[tuple[torch.Tensor, KVView]],
-) -> Outcome:
-    def step() -> None:
-        for q, view in pairs:
-            backend.decode(q, view)
-
-    with context.phases("check"):
-        seen = observe_ops(step)
-        error = max(_error(backend, *pair) for pair in pairs)
-    kernel = ", ".join(sorted(seen & set(backend.kernel_ops))) or None
-    ref = BackendRef(backend.name, backend.version(), kernel)
-    proven = Measurement(kv_bytes=cache.storage_bytes(), max_error=error)
-    fault = (
-        bytes_fault(proven.kv_bytes or 0, predicted.kv_bytes)
-        or kernel_fault(seen, backend.kernel_ops, backend.forbidden_ops)
-        or output_fault(proven.max_error or 0.0, pairs[0][0].dtype)
-    )
-    if fault:
-        return Outcome("invalid", predicted, fault.code, fault.reason, measured=proven, backend=ref)
-    return timed_outcome(step, context, _operations(plan), predicted, proven, ref)
+        with context.phases("check"):
+            proof = prove(work[0])
+        proven = Measurement(kv_bytes=cache_bytes, max_error=proof.error)
+        ref = BackendRef(backend.name, backend.version(), proof.kernel)
+        fault = bytes_fault(cache_bytes, predicted.kv_bytes) or proof.fault
+        if fault:
+            return Outcome(
+                "invalid", predicted, fault.code, fault.reason, measured=proven, backend=ref
+            )
+        timed = Timed(
+            steps=[each.step for each in work],
+            operations=_operations(plan),
+            cache_state=cell.cache_state,
+            prove_again=lambda step_s: prove_again(work[0], step_s),
+        )
+        return timed_outcome(timed, context, predicted, proven, ref)
 
 
 def _operations(plan: CellPlan) -> tuple[Operation, ...]:
@@ -154,7 +136,33 @@ def _operations(plan: CellPlan) -> tuple[Operation, ...]:
     )
 
 
-def _filled_cache(plan: CellPlan, context: Context) -> ContiguousCache:
+def _input_sets(set_bytes: int, cache_bytes: int, cache_state: CacheState) -> int:
+    """How many sets of the same work: together the last-level cache cannot hold them.
+
+    Reading a large buffer alone leaves half of a small set where it was: caches resist a single pass.
+    """
+    return 1 if cache_state == "hot" else min(_MAX_SETS, max(1, -(-cache_bytes // set_bytes)))
+
+
+def _filled(
+    plan: CellPlan, context: Context, backend: AttentionBackend, sets: int
+) -> tuple[list[Work], int]:
+    """Input sets with caches and queries of their own, and the bytes of one set's cache."""
+    generator = torch.Generator().manual_seed(context.seed)
+    work, cache_bytes = [], 0
+    for _ in range(sets):
+        cache = _filled_cache(plan, context, generator)
+        cache_bytes = cache.storage_bytes()
+        # Layers may differ in heads and dims: a query for each.
+        layers = tuple(
+            (_random_query(plan, layer, context, generator), cache.view(layer))
+            for layer in range(len(cache.layers))
+        )
+        work.append(Work(backend, layers))
+    return work, cache_bytes
+
+
+def _filled_cache(plan: CellPlan, context: Context, generator: torch.Generator) -> ContiguousCache:
     cell = plan.cell
     cache = allocate(
         plan.shape.layers[: cell.layers_timed],
@@ -163,35 +171,17 @@ def _filled_cache(plan: CellPlan, context: Context) -> ContiguousCache:
         kv_format=cell.kv_format,
         device=context.device.torch_device,
     )
-    cache.fill(torch.Generator().manual_seed(context.seed))
+    cache.fill(generator)
     return cache
 
 
-def _random_query(plan: CellPlan, index: int, context: Context) -> torch.Tensor:
+def _random_query(
+    plan: CellPlan, index: int, context: Context, generator: torch.Generator
+) -> torch.Tensor:
     layer, fmt = plan.shape.layers[index], plan.cell.kv_format
     dtype = COMPUTE_DTYPE_OF_QUANTIZED if kv_format(fmt).quantized else STORAGE_DTYPE[fmt]
-    generator = torch.Generator().manual_seed(context.seed + 1)
     q = torch.randn(plan.cell.batch, layer.q_heads, layer.k_dim, generator=generator)
     return q.to(dtype).to(context.device.torch_device)
-
-
-def _error(backend: AttentionBackend, q: torch.Tensor, view: KVView) -> float:
-    """The larger error of two queries: a random one, and one that looks for the last token.
-
-    Among many tokens the last few hardly show in a random query's output; a query along the last
-    token's key makes an output that is wrong all over where that token was not read.
-    """
-    return max(
-        relative_error(backend.decode(query, view), oracle_decode(query, view))
-        for query in (q, _query_for_last_token(q, view))
-    )
-
-
-def _query_for_last_token(q: torch.Tensor, view: KVView) -> torch.Tensor:
-    last = view.k[:, :, -1, :].float()
-    if view.k_scale is not None:
-        last = last * view.k_scale[:, :, -1].float().unsqueeze(-1)
-    return last.repeat_interleave(q.shape[1] // view.kv_heads, dim=1).to(q.dtype)
 
 
 def _scratch_bytes(plan: CellPlan) -> int:

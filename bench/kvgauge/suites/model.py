@@ -27,7 +27,7 @@ from kvgauge.suites.hf_engine import (
     Session,
     missing_packages,
 )
-from kvgauge.suites.timing import timed_outcome
+from kvgauge.suites.timing import Timed, timed_outcome
 from kvgauge.suites.types import CellPlan, Context, Outcome, Request, cell_kv_bytes
 
 _FUSED_OPS = (
@@ -119,9 +119,8 @@ class Model:
             return Outcome(
                 "invalid", predicted, fault.code, fault.reason, measured=proven, backend=ref
             )
-        return timed_outcome(
-            session.step, context, _operations(plan), predicted, proven, ref, tokens_per_step=1
-        )
+        timed = Timed([session.step], _operations(plan), tokens_per_step=1)
+        return timed_outcome(timed, context, predicted, proven, ref)
 
     def _session_at(self, plan: CellPlan, context: Context) -> Session:
         """The trace so far if it leads to this cell, else a new one from the prompt."""

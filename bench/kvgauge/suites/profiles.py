@@ -44,7 +44,7 @@ PROFILES: dict[str, Profile] = {
                 "decode": (PRESETS["chat-500"], *_thinking(1024, 2048, 4096)),
                 "model": _thinking(64, 128, 256, 384),
             },
-            criterion=Criterion(0.03, min_samples=5, max_samples=25, budget_s=0.35),
+            criterion=Criterion(0.03, min_samples=6, max_samples=25, budget_s=0.35),
         ),
         Profile(
             "standard",

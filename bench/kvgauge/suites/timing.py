@@ -5,41 +5,61 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from kvgauge.formula.floor import Rates, bound, floor_s
 from kvgauge.formula.moved import Operation, total_bytes
 from kvgauge.measure.sampler import sample
-from kvgauge.measure.stats import median, summarize
-from kvgauge.measure.validity import physics_fault, trust_flags
-from kvgauge.schema import BackendRef, Measurement, Prediction, Probe, Ratio
+from kvgauge.measure.stats import median
+from kvgauge.measure.validity import Fault, device_fault, physics_fault, trust_flags
+from kvgauge.schema import BackendRef, CacheState, Measurement, Prediction, Probe, Ratio
 from kvgauge.suites.types import Context, Outcome
 
 _PROBE_REPEATS = 3
 
 
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A proven step that is to be timed: `steps` do the same on different inputs, in turn.
+
+    `tokens_per_step` is given for the scopes in which a step makes tokens (`step`, `engine`).
+    `prove_again` is asked after the timing, with the step's seconds.
+    """
+
+    steps: Sequence[Callable[[], object]]
+    operations: Sequence[Operation]
+    cache_state: CacheState = "cold"
+    tokens_per_step: int | None = None
+    prove_again: Callable[[float], Fault | None] = lambda _step_s: None
+
+
 def timed_outcome(
-    step: Callable[[], object],
+    timed: Timed,
     context: Context,
-    operations: Sequence[Operation],
     predicted: Prediction,
     proven: Measurement,
     backend: BackendRef,
-    tokens_per_step: int | None = None,
 ) -> Outcome:
-    """Time `step`, whose output, kernel and bytes (`proven`) were checked before.
-
-    `tokens_per_step` is given for the scopes in which a step makes tokens (`step`, `engine`).
-    """
-    taken_before_s, started = context.device.cpu_taken_s(), time.monotonic()
-    samples = sample(step, context.device, context.probe, context.criterion, context.phases)
-    cpu_taken = _share(taken_before_s, context.device.cpu_taken_s(), time.monotonic() - started)
+    """Time a step whose output, kernel and bytes (`proven`) were checked before."""
+    device, operations = context.device, timed.operations
+    taken_before_s, started, device_before = device.cpu_taken_s(), time.monotonic(), device.ref
+    samples = sample(
+        timed.steps, device, context.probe, context.criterion, context.phases, timed.cache_state
+    )
+    cpu_taken = _share(taken_before_s, device.cpu_taken_s(), time.monotonic() - started)
     with context.phases("probe"):
         probe = _probe(context, samples.read_bytes_per_s)
-    timing = summarize(samples.times_s, samples.stop_reason)
+    timing = samples.timing()
     rates = Rates(probe.read_bytes_per_s, probe.flops_per_s, "probe")
     moved_bytes, least_s = total_bytes(operations), floor_s(operations, rates)
-    fault = physics_fault(timing.median, moved_bytes, samples.read_bytes_per_s)
+    with context.phases("check"):
+        fault = (
+            timed.prove_again(timing.median)
+            or physics_fault(
+                timing.median, moved_bytes, timed.cache_state, device.last_level_cache_bytes, probe
+            )
+            or device_fault(device_before, device.ref)
+        )
     bytes_per_s = moved_bytes / timing.median
     return Outcome(
         status="invalid" if fault else "ok",
@@ -51,10 +71,10 @@ def timed_outcome(
         measured=replace(
             proven,
             time_s=timing,
-            tokens_per_s=tokens_per_step / timing.median if tokens_per_step else None,
+            tokens_per_s=timed.tokens_per_step / timing.median if timed.tokens_per_step else None,
             bytes_per_s=bytes_per_s,
             cpu_taken=cpu_taken,
-            cache_state="cold",
+            cache_state=timed.cache_state,
         ),
         probe=probe,
         ratio=Ratio(
@@ -80,4 +100,5 @@ def _probe(context: Context, read_samples: tuple[float, ...]) -> Probe:
         copy_bytes_per_s=median([probe.copy_bytes_per_s() for _ in range(_PROBE_REPEATS)]),
         flops_per_s=median([probe.flops_per_s() for _ in range(_PROBE_REPEATS)]),
         read_samples_bytes_per_s=read_samples,
+        cached_read_bytes_per_s=probe.cached_read_bytes_per_s(),
     )
