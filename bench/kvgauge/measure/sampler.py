@@ -74,7 +74,7 @@ def sample(
     in between, untimed. At least `min_samples` are taken, unless the criterion's patience ends first.
     """
     with phases("warm_up"):
-        warm_up_calls, warm_up_reason = _warm_up(steps, device, criterion)
+        warm_up_calls, warm_up_reason = warm_up(steps, device, criterion)
     times: list[float] = []
     reads: list[float] = []
     started = time.monotonic()
@@ -88,11 +88,11 @@ def sample(
                 device.timed(step)
         with phases("samples"):
             times.append(device.timed(step))
-        reason = _stop_reason(times, time.monotonic() - started, criterion)
+        reason = stop_reason(times, time.monotonic() - started, criterion)
     return Samples(tuple(times), tuple(reads), reason, warm_up_calls, warm_up_reason)
 
 
-def _warm_up(steps: Sequence[Step], device: Device, criterion: Criterion) -> tuple[int, str]:
+def warm_up(steps: Sequence[Step], device: Device, criterion: Criterion) -> tuple[int, str]:
     """Call until the time stops falling; how many calls, and why no more."""
     started = time.monotonic()
     best = device.timed(steps[0])
@@ -106,7 +106,7 @@ def _warm_up(steps: Sequence[Step], device: Device, criterion: Criterion) -> tup
     return criterion.max_warm_up, "max_warm_up"
 
 
-def _stop_reason(times: Sequence[float], elapsed_s: float, criterion: Criterion) -> str | None:
+def stop_reason(times: Sequence[float], elapsed_s: float, criterion: Criterion) -> str | None:
     n = len(times)
     if n < criterion.min_samples:
         patient = elapsed_s < criterion.patience_s or n < _MIN_SAMPLES_TO_GIVE_UP

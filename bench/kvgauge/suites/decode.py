@@ -96,13 +96,13 @@ class Decode:
         reason = backend.available(device.torch_device)
         if reason is not None:
             return Outcome("unsupported", predicted, "backend_unavailable", reason)
-        sets = _input_sets(predicted.kv_bytes, device.last_level_cache_bytes, cell.cache_state)
+        sets = input_sets(predicted.kv_bytes, device.last_level_cache_bytes, cell.cache_state)
         needed_bytes = sets * predicted.kv_bytes + _scratch_bytes(plan)
         full = does_not_fit(needed_bytes, device, predicted)
         if full is not None:
             return full
         with context.phases("fill"):
-            work, cache_bytes = _filled(plan, context, backend, sets)
+            work, cache_bytes = input_work(plan, context, backend, sets)
         reasons = (backend.supports(view, q.dtype) for q, view in work[0].layers)
         reason = next((r for r in reasons if r is not None), None)
         if reason is not None:
@@ -136,7 +136,7 @@ def _operations(plan: CellPlan) -> tuple[Operation, ...]:
     )
 
 
-def _input_sets(set_bytes: int, cache_bytes: int, cache_state: CacheState) -> int:
+def input_sets(set_bytes: int, cache_bytes: int, cache_state: CacheState) -> int:
     """How many sets of the same work: together the last-level cache cannot hold them.
 
     Reading a large buffer alone leaves half of a small set where it was: caches resist a single pass.
@@ -144,7 +144,7 @@ def _input_sets(set_bytes: int, cache_bytes: int, cache_state: CacheState) -> in
     return 1 if cache_state == "hot" else min(_MAX_SETS, max(1, -(-cache_bytes // set_bytes)))
 
 
-def _filled(
+def input_work(
     plan: CellPlan, context: Context, backend: AttentionBackend, sets: int
 ) -> tuple[list[Work], int]:
     """Input sets with caches and queries of their own, and the bytes of one set's cache."""
