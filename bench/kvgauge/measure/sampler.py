@@ -38,10 +38,12 @@ def sample(
     probe: Clock,
     criterion: Criterion,
     phases: Phases,
+    look: Callable[[], None] = lambda: None,
 ) -> Samples:
     """Sample `step` cold: before each sample the probe reads a buffer that evicts its data.
 
-    At least `min_samples` are taken, whatever the time budget says.
+    `look` is called before the probe, outside of all that is timed. At least `min_samples` are
+    taken, whatever the time budget says.
     """
     with phases("warm_up"):
         _warm_up(step, device, criterion)
@@ -50,6 +52,7 @@ def sample(
     started = time.monotonic()
     reason = None
     while reason is None:
+        look()
         with phases("probe"):
             reads.append(probe.read_bytes_per_s())
         with phases("samples"):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -11,8 +9,8 @@ from kvgauge.formula.floor import Rates, bound, floor_s
 from kvgauge.formula.moved import Operation, total_bytes
 from kvgauge.measure.sampler import sample
 from kvgauge.measure.stats import median, summarize
-from kvgauge.measure.validity import physics_fault, trust_flags
-from kvgauge.schema import BackendRef, Measurement, Prediction, Probe, Ratio
+from kvgauge.measure.validity import Fault, physics_fault, trust_flags
+from kvgauge.schema import BackendRef, Conditions, Measurement, Prediction, Probe, Ratio
 from kvgauge.suites.types import Context, Outcome
 
 _PROBE_REPEATS = 3
@@ -31,18 +29,22 @@ def timed_outcome(
 
     `tokens_per_step` is given for the scopes in which a step makes tokens (`step`, `engine`).
     """
-    taken_before_s, started = context.device.cpu_taken_s(), time.monotonic()
-    samples = sample(step, context.device, context.probe, context.criterion, context.phases)
-    cpu_taken = _share(taken_before_s, context.device.cpu_taken_s(), time.monotonic() - started)
+    watch = context.device.watch()
+    samples = sample(
+        step, context.device, context.probe, context.criterion, context.phases, watch.look
+    )
+    conditions = watch.stop()
     with context.phases("probe"):
         probe = _probe(context, samples.read_bytes_per_s)
     timing = summarize(samples.times_s, samples.stop_reason)
     rates = Rates(probe.read_bytes_per_s, probe.flops_per_s, "probe")
     moved_bytes, least_s = total_bytes(operations), floor_s(operations, rates)
-    fault = physics_fault(timing.median, moved_bytes, samples.read_bytes_per_s)
+    fault = _lost_fault(conditions) or physics_fault(
+        timing.median, moved_bytes, samples.read_bytes_per_s
+    )
     bytes_per_s = moved_bytes / timing.median
     return Outcome(
-        status="invalid" if fault else "ok",
+        status="failed" if conditions.lost else "invalid" if fault else "ok",
         reason_code=fault.code if fault else None,
         reason=fault.reason if fault else None,
         predicted=replace(
@@ -53,7 +55,6 @@ def timed_outcome(
             time_s=timing,
             tokens_per_s=tokens_per_step / timing.median if tokens_per_step else None,
             bytes_per_s=bytes_per_s,
-            cpu_taken=cpu_taken,
             cache_state="cold",
         ),
         probe=probe,
@@ -62,15 +63,21 @@ def timed_outcome(
             bandwidth=bytes_per_s / probe.read_bytes_per_s,
             floor=timing.median / least_s,
         ),
-        flags=trust_flags(samples.times_s, samples.read_bytes_per_s, cpu_taken),
+        flags=trust_flags(samples.times_s, samples.read_bytes_per_s, _cpu_taken(conditions)),
         backend=backend,
+        conditions=conditions,
     )
 
 
-def _share(before_s: float | None, after_s: float | None, elapsed_s: float) -> float | None:
-    if before_s is None or after_s is None:
+def _lost_fault(conditions: Conditions) -> Fault | None:
+    if not conditions.lost:
         return None
-    return max(0.0, after_s - before_s) / (elapsed_s * (os.cpu_count() or 1))
+    return Fault("device_lost", conditions.unavailable.get("device", "the GPU was lost"))
+
+
+def _cpu_taken(conditions: Conditions) -> float | None:
+    # A GPU's times are events on the GPU: the host's other work is not among them.
+    return conditions.cpu.taken if conditions.gpu is None else None
 
 
 def _probe(context: Context, read_samples: tuple[float, ...]) -> Probe:
