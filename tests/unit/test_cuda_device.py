@@ -159,9 +159,14 @@ def test_each_sample_is_cold_and_nothing_waits_inside_it(
 def test_kernels_are_those_that_the_gpu_ran(
     gpu: StandInCuda, monkeypatch: pytest.MonkeyPatch, sees: bool
 ) -> None:
-    def event(name: str, where: str, microseconds: float) -> SimpleNamespace:
+    def event(name: str, where: str, microseconds: float, named: bool = False) -> SimpleNamespace:
         took = SimpleNamespace(elapsed_us=lambda: microseconds)
-        return SimpleNamespace(name=name, device_type=SimpleNamespace(name=where), time_range=took)
+        return SimpleNamespace(
+            name=name,
+            device_type=SimpleNamespace(name=where),
+            time_range=took,
+            is_user_annotation=named,
+        )
 
     class Profile:
         def __init__(self, activities: list[str]) -> None:
@@ -177,7 +182,8 @@ def test_kernels_are_those_that_the_gpu_ran(
         def events(self) -> list[SimpleNamespace]:
             host = event("cudaLaunchKernel", "CPU", 900)
             flash, copy = event("flash_fwd", "CUDA", 20), event("Memcpy DtoD", "CUDA", 5)
-            return [host, flash, copy, flash] if sees else [host]
+            whole = event("a layer", "CUDA", 45, named=True)
+            return [host, whole, flash, copy, flash] if sees else [host]
 
     monkeypatch.setattr(cuda_kernels, "ProfilerActivity", SimpleNamespace(CUDA="CUDA"))
     monkeypatch.setattr(cuda_kernels, "supported_activities", lambda: {"CUDA"})
