@@ -160,7 +160,7 @@ def test_a_gpu_lost_in_the_middle_keeps_what_was_seen_and_says_so(
     gpu.refuses["*"] = LOST
     seen = watch.stop()
     assert seen.lost
-    assert "GPU is lost" in seen.unavailable["device"]
+    assert "GPU is lost" in seen.unavailable["device_lost"]
     assert seen.gpu is not None
     assert seen.gpu.sm_clock_mhz == Span(1980, 1980)
     assert (seen.energy_j, seen.gpu.throttled_s) == (None, None)
@@ -244,7 +244,7 @@ def test_a_shared_cpu_disturbs_times_of_the_cpu_and_not_of_a_gpu() -> None:
 
 
 def test_a_lost_gpu_fails_the_cell() -> None:
-    reason = {"device": "the GPU was lost: somewhere"}
+    reason = {"device_lost": "the GPU was lost: somewhere"}
     lost = Conditions(5.0, CpuConditions(), GpuConditions(), lost=True, unavailable=reason)
     found, _watch = outcome(lost)
     assert (found.status, found.reason_code) == ("failed", "device_lost")

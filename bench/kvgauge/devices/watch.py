@@ -91,7 +91,7 @@ class GpuWatch:
         hidden = {**hidden, **self._readings.unavailable, **self._meter.unavailable}
         lost = self._nvml.lost
         if lost is not None:
-            hidden["device"] = f"the GPU was lost: {lost}"
+            hidden["device_lost"] = f"the GPU was lost: {lost}"
         known = energy_after_j is not None and self._energy_before_j is not None
         return Conditions(
             elapsed_s=elapsed_s,

@@ -72,7 +72,7 @@ def timed_outcome(
 def _lost_fault(conditions: Conditions) -> Fault | None:
     if not conditions.lost:
         return None
-    return Fault("device_lost", conditions.unavailable.get("device", "the GPU was lost"))
+    return Fault("device_lost", conditions.unavailable.get("device_lost", "the GPU was lost"))
 
 
 def _cpu_taken(conditions: Conditions) -> float | None:
