@@ -71,6 +71,9 @@ def test_each_count_of_memory_is_named_for_what_it_is(gpu: StandInCuda) -> None:
     assert use.process_bytes == 700 * MIB
     assert (use.total_bytes, use.free_bytes) == (GPU_BYTES, GPU_BYTES - 6 * MIB)
     assert use.unavailable == {}
+    assert device.memory_bytes() == 1024  # what was kept is given back, and the peak stays
+    later = device.memory_use()
+    assert (later.reserved_bytes, later.peak_reserved_bytes) == (2 * MIB, 6 * MIB)
 
 
 def test_what_another_allocator_does_not_count_is_not_zero(
