@@ -61,6 +61,7 @@ def record_of(
         seed=context.seed,
         criterion=context.criterion,
         spent=context.phases.take(),
+        conditions=outcome.conditions,
     )
 
 

@@ -55,10 +55,10 @@ def compare(cell: CellPlan, context: Context) -> tuple[Pairs, tuple[str, ...], f
     pairs = sample_pairs(
         a, b, device, context.probe, context.criterion, context.phases, context.seed
     )
-    taken = watch.stop().cpu_taken
+    conditions = watch.stop()
     # Drift of the machine cancels in a ratio: the ratios are held to the rules of a time.
-    flags = trust_flags(pairs.ratios, [1.0] * len(pairs.ratios), taken)
-    return pairs, flags, taken
+    flags = trust_flags(pairs.ratios, [1.0] * len(pairs.ratios), conditions)
+    return pairs, flags, conditions.cpu.taken
 
 
 def main() -> None:

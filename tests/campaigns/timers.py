@@ -2,8 +2,8 @@
 
 PYTHONPATH=bench:kernels:reports:tests python -m campaigns.timers [--rounds N] [--seed S] [--out FILE]
 
-In each round a coin says whose turn comes first. Timer calls the step twice before it times one call; so do we
-here. The caches are larger than the last-level cache, so both read from memory.
+In each round a coin says whose turn comes first. Timer calls the step twice before it times one call;
+so do we here. The caches are larger than the last-level cache, so both read from memory.
 """
 
 from __future__ import annotations
@@ -105,8 +105,9 @@ def main() -> None:
     given.out.write_text(f"""# Our clock against torch.utils.benchmark
 
 Run on {datetime.now(UTC):%Y-%m-%d} on {CpuDevice().ref.name}, Python {platform.python_version()}, torch \
-{torch.__version__}, revision {(revision or "unknown")[:7]}{" and changes" if dirty else ""}. The same step sampled \
-by both clocks in turn, {given.rounds} times each; {held} of {len(rows)} medians are within {WANTED:.0%}.
+{torch.__version__}, revision {(revision or "unknown")[:7]}{" and changes" if dirty else ""}. \
+The same step sampled by both clocks in turn, {given.rounds} times each; {held} of {len(rows)} medians \
+are within {WANTED:.0%}.
 
 Again: `PYTHONPATH=bench:kernels:reports:tests python -m campaigns.timers --rounds {given.rounds} \
 --seed {given.seed}`.

@@ -16,13 +16,14 @@ from kvgauge.measure.validity import (
     bytes_fault,
     device_fault,
     kernel_fault,
+    lost_fault,
     observe_ops,
     output_fault,
     physics_fault,
     relative_error,
     trust_flags,
 )
-from kvgauge.schema import CacheState, Criterion, DeviceRef, Probe
+from kvgauge.schema import CacheState, Conditions, CpuConditions, Criterion, GpuConditions, Probe
 
 
 class ScriptedDevice(CpuDevice):
@@ -182,9 +183,8 @@ def physics_code(time_s: float, cache_state: CacheState, cache_bytes: int = 10**
 
 
 def test_another_device_at_the_end_is_a_fault() -> None:
-    first, second = DeviceRef("cuda", "A", 0), DeviceRef("cuda", "A", 1)
-    assert device_fault(first, first) is None
-    fault = device_fault(first, second)
+    assert device_fault("GPU A", "GPU A") is None
+    fault = device_fault("GPU A", "GPU B")
     assert fault is not None
     assert fault.code == "device_changed"
 
@@ -192,17 +192,17 @@ def test_another_device_at_the_end_is_a_fault() -> None:
 def test_a_slope_is_drift_and_noise_is_not() -> None:
     rng = np.random.default_rng(3)
     noise = list(rng.normal(1, 0.05, 25))
-    assert trust_flags(noise, [1e9] * 25) == ()
+    assert trust_flags(noise, [1e9] * 25, host()) == ()
     slope = [t + 0.2 * i / 25 for i, t in enumerate(noise)]
-    assert trust_flags(slope, [1e9] * 25) == ("drifting",)
+    assert trust_flags(slope, [1e9] * 25, host()) == ("drifting",)
     moved, score = drift([1.0 + 0.01 * i for i in range(21)])
     assert moved == pytest.approx(0.2 / 1.1)
     assert score > 6
 
 
 def test_too_few_samples_are_flagged() -> None:
-    assert trust_flags([1.0] * 6, [1e9] * 6) == ()
-    assert trust_flags([1.0] * 5, [1e9] * 5) == ("too_few_samples",)
+    assert trust_flags([1.0] * 6, [1e9] * 6, host()) == ()
+    assert trust_flags([1.0] * 5, [1e9] * 5, host()) == ("too_few_samples",)
 
 
 def test_one_byte_is_a_fault() -> None:
@@ -212,15 +212,42 @@ def test_one_byte_is_a_fault() -> None:
     assert fault.code == "bytes_differ"
 
 
+def host(taken: float | None = None) -> Conditions:
+    return Conditions(elapsed_s=1.0, cpu=CpuConditions(taken=taken))
+
+
+def on_gpu(gpu: GpuConditions) -> tuple[str, ...]:
+    busy_host = CpuConditions(taken=0.9)
+    return trust_flags([1.0] * 9, [1e9] * 9, Conditions(elapsed_s=2.0, cpu=busy_host, gpu=gpu))
+
+
+def test_a_throttled_or_shared_gpu_is_flagged_and_a_busy_host_is_not() -> None:
+    assert on_gpu(GpuConditions()) == ()
+    assert on_gpu(GpuConditions(other_processes=0, throttle_reasons=())) == ()
+    assert on_gpu(GpuConditions(other_processes=1)) == ("gpu_shared",)
+    assert on_gpu(GpuConditions(throttle_reasons=("applications_clocks_setting",))) == ()
+    assert on_gpu(GpuConditions(throttle_reasons=("sw_power_cap",))) == ("throttled",)
+    assert on_gpu(GpuConditions(throttled_s={"power": 0.01, "thermal": 0.03})) == ("throttled",)
+    assert on_gpu(GpuConditions(throttled_s={"power": 0.01})) == ()
+
+
+def test_a_lost_gpu_is_a_fault() -> None:
+    assert lost_fault(host()) is None
+    gone = Conditions(1.0, CpuConditions(), lost=True, unavailable={"device_lost": "Xid 79"})
+    fault = lost_fault(gone)
+    assert fault is not None
+    assert (fault.code, fault.reason) == ("device_lost", "Xid 79")
+
+
 def test_a_shared_cpu_is_flagged() -> None:
-    assert trust_flags([1.0] * 9, [1e9] * 9, 0.14) == ()
-    assert trust_flags([1.0] * 9, [1e9] * 9, 0.16) == ("cpu_shared",)
+    assert trust_flags([1.0] * 9, [1e9] * 9, host(0.14)) == ()
+    assert trust_flags([1.0] * 9, [1e9] * 9, host(0.16)) == ("cpu_shared",)
 
 
 def test_disturbed_samples_are_flagged() -> None:
-    assert trust_flags([1.0] * 9, [1e9] * 9) == ()
-    assert trust_flags([1.0] * 9, [1e9] * 8 + [2e9]) == ()  # one outlier
-    assert trust_flags([1.0] * 9, [1e9] * 5 + [2e9] * 4) == ("probe_changed",)
+    assert trust_flags([1.0] * 9, [1e9] * 9, host()) == ()
+    assert trust_flags([1.0] * 9, [1e9] * 8 + [2e9], host()) == ()  # one outlier
+    assert trust_flags([1.0] * 9, [1e9] * 5 + [2e9] * 4, host()) == ("probe_changed",)
     wide = [1.0, 2.0, 3.0, 1.0, 3.0, 2.0, 1.0]
     assert half_width(wide) > 0.15
-    assert trust_flags(wide, [1e9] * 7) == ("wide_interval",)
+    assert trust_flags(wide, [1e9] * 7, host()) == ("wide_interval",)

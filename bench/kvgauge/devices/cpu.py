@@ -13,13 +13,18 @@ from typing import Any
 
 import torch
 
-from kvgauge.schema import DeviceRef
+from kvgauge.devices.watch import CpuWatch
+from kvgauge.schema import DeviceRef, MemoryUse
 
 _PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")
 _CPU0_CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
 _DEFAULT_LLC_BYTES = 32 * 2**20
 _ISA_FLAGS = ("avx2", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve")
+_ALLOCATOR_FIELDS = (
+    "requested_bytes", "allocated_bytes", "reserved_bytes", "inactive_split_bytes",
+    "fragmentation", "peak_allocated_bytes", "peak_reserved_bytes",
+)  # fmt: skip
 
 
 class CpuDevice:
@@ -31,6 +36,11 @@ class CpuDevice:
         self.torch_device = torch.device("cpu")
         self.last_level_cache_bytes = _last_level_cache_bytes()
         self.ref = DeviceRef("cpu", _cpu_name(), None)
+
+    def identity(self) -> str:
+        """The CPU, the threads that torch uses and the cores that they may run on."""
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else "unknown"
+        return f"{_cpu_name()} on cores {cores}"
 
     def timed(self, step: Callable[[], object]) -> float:
         """Seconds of one call."""
@@ -63,19 +73,30 @@ class CpuDevice:
 
     def available_bytes(self) -> int:
         """MemAvailable, or what the control group still allows if that is less."""
-        limits = [_meminfo_bytes("MemAvailable"), _cgroup_headroom_bytes()]
-        known = [limit for limit in limits if limit is not None]
-        return min(known) if known else 0
+        return _free_bytes() or 0
 
-    def cpu_taken_s(self) -> float | None:
-        """Busy and stolen time of all cores (proc(5), /proc/stat) less this process's own."""
-        cpu = _read(_PROC / "stat").partition("\n")[0].split()[1:]
-        if len(cpu) < 8:
-            return None
-        user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, cpu[:8])
-        busy_s = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-        own = os.times()
-        return busy_s - own.user - own.system
+    def memory_use(self) -> MemoryUse:
+        """The process and the machine: torch's CPU allocator counts nothing."""
+        fields = {
+            "process_bytes": _status_bytes("RssAnon"),
+            "total_bytes": _meminfo_bytes("MemTotal"),
+            "free_bytes": _free_bytes(),
+        }
+        hidden = {name: "/proc does not tell" for name, value in fields.items() if value is None}
+        counters = dict.fromkeys(_ALLOCATOR_FIELDS, "torch's CPU allocator counts nothing")
+        return MemoryUse(**fields, unavailable={**counters, **hidden})
+
+    def watch(self) -> CpuWatch:
+        """Begin to watch the host."""
+        return CpuWatch()
+
+    def captured(self, step: Callable[[], object]) -> None:
+        """A CPU has no graphs."""
+        del step
+
+    def kernel_seconds(self, step: Callable[[], object]) -> None:
+        """A CPU has no kernels that something else times."""
+        del step
 
     def properties(self) -> dict[str, Any]:
         """Cores, caches, instruction sets, memory, load."""
@@ -132,6 +153,11 @@ def _kib_field(text: str, field: str) -> int | None:
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
     return None
+
+
+def _free_bytes() -> int | None:
+    limits = [_meminfo_bytes("MemAvailable"), _cgroup_headroom_bytes()]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _cgroup_headroom_bytes() -> int | None:

@@ -1,4 +1,4 @@
-"""One NVIDIA GPU through torch.cuda: events for time, the caching allocator's statistics for memory."""
+"""One NVIDIA GPU: events for time, the caching allocator and NVML for memory."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from typing import Any
 
 import torch
 
+from kvgauge.devices import cuda_calls, cuda_kernels
 from kvgauge.devices.nvml import Nvml
-from kvgauge.schema import DeviceRef
+from kvgauge.devices.readings import Readings, Unavailable
+from kvgauge.devices.watch import GpuWatch
+from kvgauge.errors import UnsupportedLayout
+from kvgauge.schema import DeviceRef, MemoryUse, fragmentation
 
 _DEFAULT_L2_BYTES = 64 * 2**20
 
@@ -21,53 +25,95 @@ class CudaDevice:
 
     def __init__(self, index: int = 0) -> None:
         self.torch_device = torch.device("cuda", index)
-        torch.cuda.set_device(self.torch_device)
-        facts = torch.cuda.get_device_properties(self.torch_device)
+        cuda_calls.set_device(self.torch_device)
+        facts = cuda_calls.properties(self.torch_device)
         self._facts = facts
-        self._nvml = Nvml(str(getattr(facts, "uuid", "")) or None)
+        self._nvml = Nvml(str(getattr(facts, "uuid", "")) or None, index)
         self.last_level_cache_bytes = int(getattr(facts, "L2_cache_size", 0)) or _DEFAULT_L2_BYTES
         self.ref = DeviceRef("cuda", facts.name, index)
 
+    def identity(self) -> str:
+        """The GPU that torch launches on at this moment."""
+        index = cuda_calls.current_device()
+        facts = cuda_calls.properties(torch.device("cuda", index))
+        return f"{facts.name} {getattr(facts, 'uuid', '')} (index {index})"
+
     def timed(self, step: Callable[[], object]) -> float:
-        """Seconds between two events around one call."""
-        start = torch.cuda.Event(enable_timing=True)
-        end = torch.cuda.Event(enable_timing=True)
-        start.record()
-        step()
-        end.record()
-        end.synchronize()
-        elapsed_ms: float = start.elapsed_time(end)
-        return elapsed_ms / 1e3
+        """Seconds between two events around one call: launching counts where the GPU waits for it."""
+        return cuda_calls.elapsed_s(step)
+
+    def captured(self, step: Callable[[], object]) -> Callable[[], object]:
+        """A CUDA graph of `step`, which launches all of it at once; raises UnsupportedLayout."""
+        try:
+            return cuda_calls.capture(step)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise UnsupportedLayout("CUDA graph of the step", str(error)) from error
+
+    def kernel_seconds(self, step: Callable[[], object]) -> dict[str, float] | None:
+        """Seconds of each kernel of one call, by its name on the GPU."""
+        return cuda_kernels.kernel_seconds(step, self.torch_device)
+
+    def watch(self) -> GpuWatch:
+        """Begin to watch the GPU and its host."""
+        return GpuWatch(self._nvml)
 
     def memory_bytes(self) -> int | None:
         """Bytes that live tensors occupy in the allocator, rounding to its blocks included."""
         gc.collect()
-        torch.cuda.synchronize(self.torch_device)
-        torch.cuda.empty_cache()
-        return torch.cuda.memory_allocated(self.torch_device)
+        cuda_calls.synchronize(self.torch_device)
+        cuda_calls.empty_cache()
+        return cuda_calls.memory_allocated(self.torch_device)
 
     def reset_peak(self) -> bool:
         """Start a new peak."""
-        torch.cuda.reset_peak_memory_stats(self.torch_device)
+        cuda_calls.reset_peak(self.torch_device)
         return True
 
     def peak_bytes(self) -> int | None:
         """Highest memory_allocated since then."""
-        return torch.cuda.max_memory_allocated(self.torch_device)
+        return cuda_calls.max_memory_allocated(self.torch_device)
+
+    def memory_use(self) -> MemoryUse:
+        """The allocator's counts, NVML's of this process, and the driver's of the GPU."""
+        stats = cuda_calls.memory_stats(self.torch_device)
+        free_bytes, total_bytes = cuda_calls.mem_get_info(self.torch_device)
+        readings = Readings("")
+
+        def counted(field: str, key: str) -> int | None:
+            return readings.ask(field, lambda: _stat(stats, key))
+
+        allocated = counted("allocated_bytes", "allocated_bytes.all.current")
+        reserved = counted("reserved_bytes", "reserved_bytes.all.current")
+        known = allocated is not None and reserved is not None
+        return MemoryUse(
+            requested_bytes=counted("requested_bytes", "requested_bytes.all.current"),
+            allocated_bytes=allocated,
+            reserved_bytes=reserved,
+            inactive_split_bytes=counted(
+                "inactive_split_bytes", "inactive_split_bytes.all.current"
+            ),
+            fragmentation=fragmentation(allocated or 0, reserved or 0) if known else None,
+            peak_allocated_bytes=counted("peak_allocated_bytes", "allocated_bytes.all.peak"),
+            peak_reserved_bytes=counted("peak_reserved_bytes", "reserved_bytes.all.peak"),
+            process_bytes=readings.ask("process_bytes", self._nvml.process_bytes),
+            total_bytes=total_bytes,
+            free_bytes=free_bytes,
+            unavailable=readings.unavailable,
+        )
 
     def driver_bytes(self) -> int | None:
         """This process's memory on the GPU as NVML counts it: context and cached blocks too."""
-        return self._nvml.process_bytes()
+        try:
+            return self._nvml.process_bytes()
+        except Unavailable:
+            return None
 
     def available_bytes(self) -> int:
         """Free memory of the device, after cached blocks were given back."""
-        torch.cuda.empty_cache()
-        free_bytes, _total = torch.cuda.mem_get_info(self.torch_device)
-        return free_bytes
-
-    def cpu_taken_s(self) -> float | None:
-        """A GPU's times are events on the GPU: the host's other work is not among them."""
-        return None
+        cuda_calls.empty_cache()
+        return cuda_calls.mem_get_info(self.torch_device)[0]
 
     def properties(self) -> dict[str, Any]:
         """Facts of the GPU, with NVML's where it answers."""
@@ -81,3 +127,9 @@ class CudaDevice:
             "torch_cuda": torch.version.cuda,
             **self._nvml.facts(),
         }
+
+
+def _stat(stats: dict[str, int], key: str) -> int:
+    if key not in stats:
+        raise Unavailable(f"this allocator of torch does not count {key}")
+    return stats[key]

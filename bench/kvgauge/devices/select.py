@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from kvgauge.devices import cuda_calls
 from kvgauge.devices.cpu import CpuDevice
 from kvgauge.devices.cuda import CudaDevice
 from kvgauge.devices.nvml import gpu_count
@@ -25,9 +26,9 @@ def select_device(choice: str, index: int = 0) -> Device:
         raise UserError(f"unknown device {choice!r}: one of {', '.join(CHOICES)}")
     if choice == "cpu":
         return CpuDevice()
-    if torch.cuda.is_available():
-        if not 0 <= index < torch.cuda.device_count():
-            raise UserError(f"GPU {index}: this machine has {torch.cuda.device_count()}")
+    if cuda_calls.is_available():
+        if not 0 <= index < cuda_calls.device_count():
+            raise UserError(f"GPU {index}: this machine has {cuda_calls.device_count()}")
         return CudaDevice(index)
     seen = gpu_count()
     if seen:

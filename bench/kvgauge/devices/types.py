@@ -7,7 +7,19 @@ from typing import Any, Protocol
 
 import torch
 
-from kvgauge.schema import DeviceRef
+from kvgauge.schema import Conditions, DeviceRef, MemoryUse
+
+
+class Watch(Protocol):
+    """What the machine does from its making to `stop`; no thread, so that it disturbs nothing."""
+
+    def look(self) -> None:
+        """See what has no counter; called between samples, cheap at any rate."""
+        ...
+
+    def stop(self) -> Conditions:
+        """What was seen."""
+        ...
 
 
 class Device(Protocol):
@@ -31,6 +43,10 @@ class Device(Protocol):
     @property
     def last_level_cache_bytes(self) -> int:
         """What a flush must evict."""
+        ...
+
+    def identity(self) -> str:
+        """What must not change under a cell: the GPU by its UUID; the CPU with its cores and threads."""
         ...
 
     def timed(self, step: Callable[[], object]) -> float:
@@ -57,8 +73,20 @@ class Device(Protocol):
         """Bytes that can still be allocated."""
         ...
 
-    def cpu_taken_s(self) -> float | None:
-        """Core-seconds since boot that other processes and other guests took; None if unknown."""
+    def memory_use(self) -> MemoryUse:
+        """Who counts how many bytes at this moment."""
+        ...
+
+    def watch(self) -> Watch:
+        """Begin to watch what the machine does."""
+        ...
+
+    def captured(self, step: Callable[[], object]) -> Callable[[], object] | None:
+        """`step` launched as one (a CUDA graph); None on a CPU. Raises UnsupportedLayout."""
+        ...
+
+    def kernel_seconds(self, step: Callable[[], object]) -> dict[str, float] | None:
+        """Seconds of each kernel of one call by its name on the GPU; None where nothing tells."""
         ...
 
     def properties(self) -> dict[str, Any]:

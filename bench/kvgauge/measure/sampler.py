@@ -67,11 +67,13 @@ def sample(
     criterion: Criterion,
     phases: Phases,
     cache_state: CacheState = "cold",
+    look: Callable[[], None] = lambda: None,
 ) -> Samples:
     """Sample `steps` in turn: the same work on different inputs, so that none is still in a cache.
 
     Cold: before each sample the probe reads a buffer that evicts the caches. Hot: the step runs once more
     in between, untimed. At least `min_samples` are taken, unless the criterion's patience ends first.
+    `look` is called before the probe, outside of all that is timed.
     """
     with phases("warm_up"):
         warm_up_calls, warm_up_reason = warm_up(steps, device, criterion)
@@ -80,6 +82,7 @@ def sample(
     started = time.monotonic()
     reason = None
     while reason is None:
+        look()
         step = steps[len(times) % len(steps)]
         with phases("probe"):
             reads.append(probe.read_bytes_per_s())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kvgauge.measure.stats import MIN_SAMPLES_OF_AN_INTERVAL, drift, half_width, quartiles
-from kvgauge.schema import CacheState, DeviceRef, Probe
+from kvgauge.schema import CacheState, Conditions, Probe
 
 # Largest relative difference from the float64 oracle, by the dtype that the kernel computes in.
 MAX_ERROR: dict[torch.dtype, float] = {
@@ -24,6 +24,9 @@ MAX_HALF_WIDTH = 0.15
 MAX_PROBE_SPREAD = 1.5
 # The kernel counts time in hundredths of a second: in a short block one count is several percent.
 MAX_CPU_TAKEN = 0.15
+# Clocks that someone set are held, but they do not change under a cell.
+CHOSEN_CLOCKS = frozenset({"applications_clocks_setting", "display_clock_setting"})
+MAX_HELD = 0.01
 # A slope of the samples over their order: so much of the median, and beyond chance.
 MAX_DRIFT = 0.10
 DRIFT_SCORE = 3.0
@@ -132,22 +135,25 @@ def physics_fault(
     )
 
 
-def device_fault(before: DeviceRef, after: DeviceRef) -> Fault | None:
-    """Whether the device at the end is the one of the start."""
+def device_fault(before: str, after: str) -> Fault | None:
+    """Whether the device at the end is the one of the start (`Device.identity`)."""
     if before == after:
         return None
     return Fault("device_changed", f"started on {before}, ended on {after}")
 
 
+def lost_fault(conditions: Conditions) -> Fault | None:
+    """Whether the GPU answered to the end."""
+    if not conditions.lost:
+        return None
+    return Fault("device_lost", conditions.unavailable.get("device_lost", "the GPU was lost"))
+
+
 def trust_flags(
-    times_s: Sequence[float],
-    read_bytes_per_s: Sequence[float],
-    cpu_taken: float | None = None,
+    times_s: Sequence[float], read_bytes_per_s: Sequence[float], conditions: Conditions
 ) -> tuple[str, ...]:
     """What disturbed the samples without making them wrong."""
-    flags = []
-    if cpu_taken is not None and cpu_taken > MAX_CPU_TAKEN:
-        flags.append("cpu_shared")
+    flags = list(_neighbour_flags(conditions))
     if len(times_s) < MIN_SAMPLES_OF_AN_INTERVAL:
         flags.append("too_few_samples")
     if half_width(times_s) > MAX_HALF_WIDTH:
@@ -159,3 +165,17 @@ def trust_flags(
     if high > MAX_PROBE_SPREAD * low:
         flags.append("probe_changed")
     return tuple(flags)
+
+
+def _neighbour_flags(conditions: Conditions) -> Iterator[str]:
+    gpu, taken = conditions.gpu, conditions.cpu.taken
+    if gpu is None:
+        # A GPU's times are events on the GPU: the host's other work is not among them.
+        if taken is not None and taken > MAX_CPU_TAKEN:
+            yield "cpu_shared"
+        return
+    if gpu.other_processes:
+        yield "gpu_shared"
+    held_s = max((gpu.throttled_s or {}).values(), default=0.0)
+    if set(gpu.throttle_reasons or ()) - CHOSEN_CLOCKS or held_s > MAX_HELD * conditions.elapsed_s:
+        yield "throttled"

@@ -11,6 +11,7 @@ from kvgauge.schema.cell import (
     Cell,
     Scope,
 )
+from kvgauge.schema.conditions import Conditions, CpuConditions, GpuConditions, Span
 from kvgauge.schema.measured import (
     Criterion,
     Measurement,
@@ -21,6 +22,7 @@ from kvgauge.schema.measured import (
     Timing,
     Trust,
 )
+from kvgauge.schema.memory import MemoryUse, fragmentation
 from kvgauge.schema.record import (
     SCHEMA,
     BackendRef,
@@ -51,12 +53,16 @@ __all__ = [
     "CacheRef",
     "CacheState",
     "Cell",
+    "Conditions",
+    "CpuConditions",
     "Criterion",
     "DeviceKind",
     "DeviceRef",
+    "GpuConditions",
     "LayerRun",
     "Manifest",
     "Measurement",
+    "MemoryUse",
     "ModelRef",
     "Prediction",
     "Probe",
@@ -66,6 +72,7 @@ __all__ = [
     "RunStatus",
     "Scope",
     "ShapeRef",
+    "Span",
     "Spent",
     "Status",
     "Timing",
@@ -73,4 +80,5 @@ __all__ = [
     "Trust",
     "Verdict",
     "VerdictKind",
+    "fragmentation",
 ]

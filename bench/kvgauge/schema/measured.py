@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kvgauge.schema.cell import CacheState
+from kvgauge.schema.memory import MemoryUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +84,11 @@ class Measurement:
     allocated_source: str | None = None
     driver_bytes: int | None = None
     peak_bytes: int | None = None
+    memory: MemoryUse | None = None
+    """Who counts how much while the cache stands; in records of the suite `footprint`."""
     time_s: Timing | None = None
     tokens_per_s: float | None = None
     bytes_per_s: float | None = None
-    cpu_taken: float | None = None
-    """Share of the machine's core time that others took while this was sampled; None on a GPU."""
     cache_state: CacheState | None = None
     max_error: float | None = None
     """Largest difference from the float64 oracle, relative to the largest value of the oracle."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from kvgauge.errors import UserError
 from kvgauge.schema.cell import Cell, Scope
+from kvgauge.schema.conditions import Conditions
 from kvgauge.schema.measured import (
     Criterion,
     Measurement,
@@ -162,6 +163,8 @@ class Record:
     seed: int | None = None
     criterion: Criterion | None = None
     spent: Spent | None = None
+    conditions: Conditions | None = None
+    """What the machine did while the cell was sampled."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -104,6 +104,7 @@ def _count(plan: CellPlan, context: Context) -> Measurement:
     )
     cache.fill(generator)
     peak = device.peak_bytes() if has_peak else None
+    memory = device.memory_use()
     after, driver_after = device.memory_bytes(), device.driver_bytes()
     return Measurement(
         kv_bytes=cache.storage_bytes(),
@@ -111,6 +112,7 @@ def _count(plan: CellPlan, context: Context) -> Measurement:
         allocated_source=device.memory_source,
         driver_bytes=_difference(driver_after, driver_before),
         peak_bytes=_difference(peak, before),
+        memory=memory,
     )
 
 

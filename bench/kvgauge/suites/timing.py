@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +9,13 @@ from kvgauge.formula.floor import Rates, bound, floor_s
 from kvgauge.formula.moved import Operation, total_bytes
 from kvgauge.measure.sampler import sample
 from kvgauge.measure.stats import median
-from kvgauge.measure.validity import Fault, device_fault, physics_fault, trust_flags
+from kvgauge.measure.validity import (
+    Fault,
+    device_fault,
+    lost_fault,
+    physics_fault,
+    trust_flags,
+)
 from kvgauge.schema import BackendRef, CacheState, Measurement, Prediction, Probe, Ratio
 from kvgauge.suites.types import Context, Outcome
 
@@ -42,11 +46,17 @@ def timed_outcome(
 ) -> Outcome:
     """Time a step whose output, kernel and bytes (`proven`) were checked before."""
     device, operations = context.device, timed.operations
-    taken_before_s, started, device_before = device.cpu_taken_s(), time.monotonic(), device.ref
+    watch, device_before = device.watch(), device.identity()
     samples = sample(
-        timed.steps, device, context.probe, context.criterion, context.phases, timed.cache_state
+        timed.steps,
+        device,
+        context.probe,
+        context.criterion,
+        context.phases,
+        timed.cache_state,
+        watch.look,
     )
-    cpu_taken = _share(taken_before_s, device.cpu_taken_s(), time.monotonic() - started)
+    conditions = watch.stop()
     with context.phases("probe"):
         probe = _probe(context, samples.read_bytes_per_s)
     timing = samples.timing()
@@ -54,15 +64,16 @@ def timed_outcome(
     moved_bytes, least_s = total_bytes(operations), floor_s(operations, rates)
     with context.phases("check"):
         fault = (
-            timed.prove_again(timing.median)
+            lost_fault(conditions)
+            or timed.prove_again(timing.median)
             or physics_fault(
                 timing.median, moved_bytes, timed.cache_state, device.last_level_cache_bytes, probe
             )
-            or device_fault(device_before, device.ref)
+            or device_fault(device_before, device.identity())
         )
     bytes_per_s = moved_bytes / timing.median
     return Outcome(
-        status="invalid" if fault else "ok",
+        status="failed" if conditions.lost else "invalid" if fault else "ok",
         reason_code=fault.code if fault else None,
         reason=fault.reason if fault else None,
         predicted=replace(
@@ -73,7 +84,6 @@ def timed_outcome(
             time_s=timing,
             tokens_per_s=timed.tokens_per_step / timing.median if timed.tokens_per_step else None,
             bytes_per_s=bytes_per_s,
-            cpu_taken=cpu_taken,
             cache_state=timed.cache_state,
         ),
         probe=probe,
@@ -82,15 +92,10 @@ def timed_outcome(
             bandwidth=bytes_per_s / probe.read_bytes_per_s,
             floor=timing.median / least_s,
         ),
-        flags=trust_flags(samples.times_s, samples.read_bytes_per_s, cpu_taken),
+        flags=trust_flags(samples.times_s, samples.read_bytes_per_s, conditions),
         backend=backend,
+        conditions=conditions,
     )
-
-
-def _share(before_s: float | None, after_s: float | None, elapsed_s: float) -> float | None:
-    if before_s is None or after_s is None:
-        return None
-    return max(0.0, after_s - before_s) / (elapsed_s * (os.cpu_count() or 1))
 
 
 def _probe(context: Context, read_samples: tuple[float, ...]) -> Probe:

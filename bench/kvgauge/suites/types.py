@@ -14,6 +14,7 @@ from kvgauge.measure.phases import Phases
 from kvgauge.schema import (
     BackendRef,
     Cell,
+    Conditions,
     Criterion,
     Measurement,
     Prediction,
@@ -65,6 +66,7 @@ class Outcome:
     ratio: Ratio | None = None
     flags: tuple[str, ...] = ()
     backend: BackendRef | None = None
+    conditions: Conditions | None = None
 
 
 @dataclass(frozen=True, slots=True)
