@@ -13,7 +13,7 @@ from kvgauge.devices.cpu import CpuDevice
 from kvgauge.devices.probe import DeviceProbe, make_probe
 from kvgauge.formula.moved import Operation
 from kvgauge.schema import BackendRef, Cell, Criterion, Measurement, Prediction
-from kvgauge.suites import decode, proof
+from kvgauge.suites import decode
 from kvgauge.suites.timing import Timed, timed_outcome
 from kvgauge.suites.types import CellPlan, Context, Outcome
 from kvgauge_kernels import BACKENDS, KVView
@@ -136,7 +136,9 @@ def test_returning_early(monkeypatch: pytest.MonkeyPatch) -> None:
         while kernels:
             kernels.pop()()
 
-    monkeypatch.setattr(proof.time, "sleep", finish)  # what goes on meanwhile comes to its end
+    monkeypatch.setattr(
+        "kvgauge.suites.proof.time.sleep", finish
+    )  # what goes on meanwhile comes to its end
     assert verdict("eager", "fp32", return_early, monkeypatch) == ("invalid", "returned_early")
 
 
