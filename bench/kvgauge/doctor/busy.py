@@ -28,8 +28,7 @@ def busy_section(system: System) -> Section:
     after = cpu_ticks(system)
     return section(
         "Load and memory",
-        ("load", lambda: load(system, os.cpu_count() or 1)),
-        ("busy now", lambda: busy_now(before, after)),
+        ("load", lambda: load(system, os.cpu_count() or 1, before, after)),
         ("stolen time", lambda: stolen(before, after)),
         ("pressure", lambda: pressure(system)),
         ("memory", lambda: memory(system)),
@@ -61,31 +60,20 @@ def cpu_ticks(system: System) -> Ticks | None:
     return Ticks(busy, steal, busy + idle + iowait + steal)
 
 
-def load(system: System, cores: int) -> Check:
-    """The load average of the last minute."""
+def load(system: System, cores: int, before: Ticks | None, after: Ticks | None) -> Check:
+    """The load of the last minute, and the core time used while this process slept."""
     text = read(system.proc / "loadavg")
     one_minute = float(text.split()[0]) if text else os.getloadavg()[0]
-    found = f"{one_minute:.2f} over the last minute, {one_minute / cores:.2f} a core"
-    if one_minute <= _MAX_LOAD_PER_CORE * cores:
+    busy = None
+    if before is not None and after is not None and after.total > before.total:
+        passed = after.since(before)
+        busy = passed.busy / passed.total
+    now = "unknown" if busy is None else f"{busy:.0%} of the core time"
+    found = f"{one_minute / cores:.2f} a core over the last minute, now {now}"
+    if one_minute <= _MAX_LOAD_PER_CORE * cores and (busy is None or busy <= MAX_BUSY):
         return Check("load", "ok", found)
     return Check(
-        "load", "warn", found, "others compute here: times are flagged cpu_shared",
-        "wait, or stop what runs (top shows it)",
-    )  # fmt: skip
-
-
-def busy_now(before: Ticks | None, after: Ticks | None) -> Check:
-    """The share of core time that was used while this process slept."""
-    if before is None or after is None or after.total <= before.total:
-        return Check("busy now", "unavailable", "the system does not tell core time")
-    passed = after.since(before)
-    share = passed.busy / passed.total
-    found = f"{share:.0%} of the core time in {_LOOK_S:g} s"
-    if share <= MAX_BUSY:
-        return Check("busy now", "ok", found)
-    return Check(
-        "busy now", "warn", found,
-        f"over {MAX_BUSY:.0%} taken by others flags a record cpu_shared",
+        "load", "warn", found, f"a record is flagged cpu_shared where others take over {MAX_BUSY:.0%}",
         "wait, or stop what runs (top shows it)",
     )  # fmt: skip
 

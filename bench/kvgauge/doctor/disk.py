@@ -42,7 +42,8 @@ class Target:
 def target(asked: Path) -> Target:
     """Where files for `asked` would be made."""
     folder = Path(os.path.abspath(asked))  # noqa: PTH100 - a link's own place counts, not its target
-    while not folder.exists() and folder != folder.parent:
+    # os.path.exists takes a name that is too long, or a folder closed to us, for absent.
+    while not os.path.exists(folder) and folder != folder.parent:  # noqa: PTH110
         folder = folder.parent
     return Target(asked, folder)
 

@@ -58,6 +58,5 @@ def _runnable(
 
 def _no_cuda(gpu: Section) -> str:
     checks = {check.name: check for check in gpu.checks}
-    if checks["driver"].state != "ok":
-        return checks["driver"].found
-    return checks["torch"].found
+    driver, torch = checks["driver"], checks["torch"]
+    return torch.found if torch.state == "fail" or driver.state == "ok" else driver.found

@@ -32,7 +32,10 @@ def driver_check(system: System, driver: Driver | NoNvml, torch: Torch | Unavail
     if isinstance(driver, NoNvml):
         return _no_nvml(system, driver, torch)
     cuda = driver.cuda if isinstance(driver.cuda, Unavailable) else "{}.{}".format(*driver.cuda)
-    return Check("driver", "ok", f"{driver.version}, CUDA {cuda}, {len(driver.cards)} GPU(s)")
+    found = f"{driver.version}, CUDA {cuda}, {driver.count} GPU(s)"
+    if isinstance(driver.count, Unavailable):
+        return Check("driver", "warn", found, "its GPUs stay unseen", "see nvidia-smi")
+    return Check("driver", "ok", found)
 
 
 def _no_nvml(system: System, no: NoNvml, torch: Torch | Unavailable) -> Check:
@@ -53,9 +56,7 @@ def _no_nvml(system: System, no: NoNvml, torch: Torch | Unavailable) -> Check:
             "this machine runs as if it had none",
             "install the NVIDIA driver; in a container: start it with --gpus all",
         )  # fmt: skip
-    return Check(
-        "driver", "unavailable", f"no NVIDIA driver ({no.reason})", "no CUDA run is possible"
-    )
+    return Check("driver", "unavailable", f"no NVIDIA driver here ({no.reason})")
 
 
 def _mend_nvml(code: int | None) -> str:
@@ -169,22 +170,19 @@ def _fail_on_gpu(gpu: TorchGpu, cards: tuple[Card, ...], torch: Torch) -> Check:
 
 def right_for(card: Card | None, torch: Torch) -> str:
     """What to do about a GPU that torch lists and cannot compute on."""
-    if card is not None and not isinstance(card.capability, Unavailable):
-        if not runs_on(card.capability, torch.architectures):
-            major, minor = card.capability
-            return (
-                f"a build of torch with sm_{major}{minor}; this one has "
-                f"{', '.join(torch.architectures)}"
-            )
+    capability = card.capability if card is not None else Unavailable("not seen by the driver")
+    if not isinstance(capability, Unavailable) and not runs_on(capability, torch.architectures):
+        major, minor = capability
+        has = ", ".join(torch.architectures)
+        return f"a build of torch with sm_{major}{minor}; this one has {has}"
     return "free its memory and see nvidia-smi -q and dmesg for Xid errors"
 
 
 def is_same(card: Card, gpu: TorchGpu) -> bool:
     """Whether the driver's card and torch's GPU are one, by UUID or, under MIG, by its place."""
     uuid = str(card.uuid).removeprefix("GPU-")
-    return (bool(gpu.uuid) and uuid == gpu.uuid.removeprefix("GPU-")) or (
-        gpu.pci is not None and gpu.pci == card.pci
-    )
+    by_uuid = bool(gpu.uuid) and uuid == gpu.uuid.removeprefix("GPU-")
+    return by_uuid or (gpu.pci is not None and gpu.pci == card.pci)
 
 
 def without_instance(card: Card) -> bool:

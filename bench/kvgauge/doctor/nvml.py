@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,8 @@ class Driver:
     """The driver and its GPUs."""
 
     version: Answer
+    count: Answer
+    """GPUs that it drives."""
     cuda: Answer
     """The newest CUDA that it supports, (major, minor)."""
     cards: tuple[Card, ...]
@@ -87,9 +90,13 @@ def ask(function: Any, *args: object) -> Answer:
 def read_driver() -> Driver | NoNvml:
     """Start NVML and ask for everything; changes nothing and makes no CUDA context."""
     try:
-        lib = importlib.import_module("pynvml")
-    except ImportError:
+        with warnings.catch_warnings():  # of the deprecated package of that name
+            warnings.simplefilter("ignore")
+            lib = importlib.import_module("pynvml")
+    except ModuleNotFoundError:
         return NoNvml("nvidia-ml-py is not installed")
+    except Exception as error:
+        return NoNvml(f"module pynvml does not load: {error}")
     try:
         lib.nvmlInit()
     except Exception as error:
@@ -109,6 +116,7 @@ def _driver(lib: Any) -> Driver:
         cuda = (cuda // 1000, cuda % 1000 // 10)
     return Driver(
         ask(_named(lib, "nvmlSystemGetDriverVersion")),
+        count,
         cuda,
         tuple(_card(lib, index) for index in handles),
     )

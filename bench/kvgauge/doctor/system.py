@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-_MAX_BYTES = 8 * 2**20  # /proc/cpuinfo of a large server is one; nothing here is longer
+_MAX_BYTES = 2**20  # the kernel refuses to read /proc/sys into a buffer of 4 MiB or more
 
 
 @dataclass(frozen=True, slots=True)
