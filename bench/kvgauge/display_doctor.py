@@ -72,10 +72,18 @@ def _one_of_many(cards: Sequence[Section]) -> Section:
             groups.setdefault((check.name, check.state, check.found), []).append((number, check))
     names = [check.name for check in cards[0].checks]
     rows = [
-        replace(members[0][1], found=f"{_which(members, len(cards))}: {members[0][1].found}")
+        _for_all(members, _which(members, len(cards)))
         for members in sorted(groups.values(), key=lambda group: names.index(group[0][1].name))
     ]
     return Section("Each GPU", tuple(rows))
+
+
+def _for_all(members: Sequence[tuple[str, Check]], which: str) -> Check:
+    check = members[0][1]
+    right = check.right
+    if len(members) > 1 and " -i " in right:  # a command to one GPU
+        right += f"; likewise for GPU {listed([number for number, _ in members[1:]])}"
+    return replace(check, found=f"{which}: {check.found}", right=right)
 
 
 def _which(members: Sequence[tuple[str, Check]], count: int) -> str:
@@ -116,7 +124,7 @@ def _print_runnable(out: Console, runnable: Sequence[Runnable]) -> None:
             table.add_row(called, f"{kind}s", _text(listed(names), "green"))
         for entry in entries:
             if entry.reason is not None:
-                table.add_row(called, f"not {entry.name}", _text(entry.reason, "dim"))
+                table.add_row(called, _text(f"not {entry.name}"), _text(entry.reason, "dim"))
     out.print(table)
 
 
