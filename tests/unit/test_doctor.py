@@ -222,21 +222,19 @@ def test_hostile_strings_reach_no_terminal(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(line) < 1000
 
 
+def card_of(number: int) -> Section:
+    ecc = Check("ECC", "warn", "off", right=f"nvidia-smi -i {number} -e 1")
+    return Section(f"GPU {number}", (ecc, Check("MIG", "ok", "on" if number else "off")))
+
+
 def test_cards_that_differ_are_told_apart() -> None:
-    cards = [
-        Section("GPU", (Check("driver", "ok", "fine"),)),
-        *(
-            Section(
-                f"GPU {n}", (Check("ECC", "ok", "on"), Check("MIG", "ok", "on" if n else "off"))
-            )
-            for n in range(3)
-        ),
-        Section("CPU", ()),
-    ]
-    titles = [part.title for part in display_doctor.merged(cards)]
-    assert titles == ["GPU", "Each GPU", "CPU"]
-    found = [check.found for check in display_doctor.merged(cards)[1].checks]
-    assert found == ["all 3: on", "0: off", "1, 2: on"]
+    gpu, cpu = Section("GPU", (Check("driver", "ok", "fine"),)), Section("CPU", ())
+    merged = display_doctor.merged([gpu, *map(card_of, range(3)), cpu])
+    assert [part.title for part in merged] == ["GPU", "Each GPU", "CPU"]
+    checks = merged[1].checks
+    assert [check.found for check in checks] == ["all 3: off", "0: off", "1, 2: on"]
+    assert checks[0].right == "nvidia-smi -i 0 -e 1; likewise for GPU 1, 2"
+    assert display_doctor.merged([gpu, card_of(0), cpu]) == [gpu, card_of(0), cpu]
 
 
 def test_a_broken_gpu_fails_though_another_works(
