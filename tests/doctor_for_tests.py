@@ -66,7 +66,7 @@ class StandInNvml(types.ModuleType):
             value = self.answers[name]
             if isinstance(value, Exception):
                 raise value
-            return value[args[1]] if isinstance(value, dict) else value
+            return value[args[-1]] if isinstance(value, dict) else value
 
         return answer
 

@@ -207,6 +207,7 @@ def test_device_files_that_may_not_be_opened(
     [
         ("ECC", {"nvmlDeviceGetEccMode": [0, 1]}, "off, on after a restart", "-e 1"),
         ("ECC", {"nvmlDeviceGetTotalEccErrors": 3}, "3 since the start", "ROW_REMAPPER"),
+        ("ECC", {"nvmlDeviceGetTotalEccErrors": {0: 0, 1: 2}}, "0 since the start, 2 ever", "reset"),
         ("persistence", {"nvmlDeviceGetPersistenceMode": 0}, "off", "-pm 1"),
         ("power limit", {"nvmlDeviceGetEnforcedPowerLimit": 350_000}, "350 W, default 700 W", "-pl 700"),
         ("MIG", MIG_EMPTY, "no instance", "-cgi"),

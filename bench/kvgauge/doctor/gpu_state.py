@@ -174,9 +174,11 @@ def ecc(card: Card) -> Check:
         found += f", {'on' if later else 'off'} after a restart"
     now, ever = card.errors_since_start, card.errors_ever
     found += f"; uncorrected errors: {_or_unknown(now)} since the start, {_or_unknown(ever)} ever"
-    if (isinstance(now, int) and now > 0) or (isinstance(ever, int) and ever > 0):
+    failed_now = isinstance(now, int) and now > 0
+    if failed_now or (isinstance(ever, int) and ever > 0):
         return Check(
-            "ECC", "warn", found, "memory of this card has failed: its results may be wrong",
+            "ECC", "warn", found,
+            "results may be wrong" if failed_now else "memory of this card has failed before",
             f"nvidia-smi -i {card.index} -q -d ECC,ROW_REMAPPER; reset or replace the card",
         )  # fmt: skip
     if not on:
