@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kvgauge import cli_audit, cli_run, display
+from kvgauge import cli_audit, cli_doctor, cli_run, display
 from kvgauge.errors import ExitCode, NotComparable, UserError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.add_typer(baseline_app, name="baseline")
 app.command("audit-log")(cli_audit.audit_log)
 app.command("claims")(cli_audit.claims)
 app.command("run")(cli_run.run)
+app.command("doctor")(cli_doctor.doctor)
 _print_json = display.print_json
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
