@@ -169,9 +169,9 @@ def record_line(label: str, record: Record) -> str:
 
 def print_run(run: Run, path: Path) -> None:
     """What a run came to, on stderr: stdout may be wanted for JSON."""
-    counts = Counter(record.status for record in run.records)
+    counts = Counter(record.status for record in run.latest())
     text = ", ".join(f"{count} {status}" for status, count in counts.items())
-    note(f"{run.manifest.status}: {len(run.records)} cells ({text}) in {path}")
+    note(f"{run.manifest.status}: {counts.total()} cells ({text}) in {path}")
 
 
 def verdict_row(verdict: Verdict) -> dict[str, Any]:

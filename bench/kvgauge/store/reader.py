@@ -52,7 +52,7 @@ def decode(data: bytes, kind: type[T], where: str) -> T:
     """JSON to a typed value; raises UserError with the place and what was expected."""
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, UserError) as error:
         raise UserError(f"{where}: {error}") from None
 
 
@@ -60,7 +60,7 @@ def convert(value: object, kind: type[T], where: str) -> T:
     """Plain JSON values to a typed one; raises UserError as `decode`."""
     try:
         return msgspec.convert(value, type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UserError) as error:
         raise UserError(f"{where}: {error}") from None
 
 
