@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kvgauge import cli_audit, cli_run, display
+from kvgauge import cli_audit, cli_rerun, cli_run, display
 from kvgauge.cli_load import load_run
 from kvgauge.errors import ExitCode, NotComparable, UserError
 from kvgauge.store.shield import SIGNALS
@@ -31,6 +31,7 @@ app.add_typer(baseline_app, name="baseline")
 app.command("audit-log")(cli_audit.audit_log)
 app.command("claims")(cli_audit.claims)
 app.command("run")(cli_run.run)
+app.command("rerun")(cli_rerun.rerun)
 _print_json = display.print_json
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
