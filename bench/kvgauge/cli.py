@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -12,8 +13,10 @@ from typing import Annotated, Any
 
 import typer
 
-from kvgauge import cli_audit, cli_doctor, cli_run, display
+from kvgauge import cli_audit, cli_doctor, cli_rerun, cli_run, display
+from kvgauge.cli_load import load_run
 from kvgauge.errors import ExitCode, NotComparable, UserError
+from kvgauge.store.shield import SIGNALS
 
 app = typer.Typer(
     name="kvgauge",
@@ -29,6 +32,7 @@ app.command("audit-log")(cli_audit.audit_log)
 app.command("claims")(cli_audit.claims)
 app.command("run")(cli_run.run)
 app.command("doctor")(cli_doctor.doctor)
+app.command("rerun")(cli_rerun.rerun)
 _print_json = display.print_json
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -107,11 +111,10 @@ def report(
 ) -> None:
     """Draw what a run measured."""
     import kvgauge_reports as reports
-    from kvgauge import api
 
     if html is None and pdf is None and md is None:
         raise UserError("report: say at least one of --html FILE, --pdf FILE, --md FILE")
-    runs = [api.load_run(folder) for folder in run_dirs]
+    runs = [load_run(folder) for folder in run_dirs]
     written = {}
     for kind, path, write in (
         ("html", html, reports.write_html),
@@ -130,9 +133,8 @@ def report(
 def summary(run_dir: RunDir, as_json: AsJson = False) -> None:
     """Six lines on a run."""
     import kvgauge_reports as reports
-    from kvgauge import api
 
-    lines = reports.six_lines(api.load_run(run_dir))
+    lines = reports.six_lines(load_run(run_dir))
     if as_json:
         _print_json({"lines": lines})
     else:
@@ -150,7 +152,7 @@ def gate(
     from kvgauge import api
     from kvgauge.gate.compare import exit_code
 
-    verdicts = api.compare(api.load_run(run_dir), baseline)
+    verdicts = api.compare(load_run(run_dir), baseline)
     code = exit_code(verdicts)
     if as_json:
         _print_json(
@@ -169,11 +171,10 @@ def baseline_make(
     as_json: AsJson = False,
 ) -> None:
     """Make a baseline from one run or, better, several."""
-    from kvgauge import api
     from kvgauge.gate.baseline import make_baseline
     from kvgauge.store.folder import write_json
 
-    made = make_baseline([api.load_run(folder) for folder in run_dirs])
+    made = make_baseline([load_run(folder) for folder in run_dirs])
     write_json(out, made.to_json())
     display.note(f"wrote {out}: {len(made.cells)} cells, {len(made.series)} with times that count")
     if len(run_dirs) == 1:
@@ -203,7 +204,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    signal.signal(signal.SIGTERM, lambda _number, _frame: signal.raise_signal(signal.SIGINT))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup has it ignored
+            signal.signal(number, signal.default_int_handler)
     sys.exit(int(_run_app()))
 
 
@@ -215,14 +218,22 @@ def _run_app() -> int:
     except NotComparable as error:
         return _fail(str(error), ExitCode.NOT_COMPARABLE)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; what was measured is kept", ExitCode.INTERRUPTED)
+        return _interrupted()
     except BrokenPipeError:
         # The reader of our stdout has gone; nothing is left to say, and Python must not say it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.DONE
     except Exception as error:
         return _internal_or_usage(error)
+    if result == ExitCode.INTERRUPTED:  # typer makes this of a KeyboardInterrupt
+        return _interrupted()
     return result if isinstance(result, int) else ExitCode.DONE
+
+
+def _interrupted() -> int:
+    for number in SIGNALS:  # all is written: a second Ctrl-C has nothing left to stop
+        signal.signal(number, signal.SIG_IGN)
+    return _fail("interrupted; what was measured is kept", ExitCode.INTERRUPTED)
 
 
 def _internal_or_usage(error: Exception) -> int:
@@ -239,5 +250,6 @@ def _internal_or_usage(error: Exception) -> int:
 
 
 def _fail(message: str, code: ExitCode) -> int:
-    print(f"kvgauge: {' '.join(message.split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the terminal may have gone
+        print(f"kvgauge: {' '.join(message.split())}", file=sys.stderr)
     return code

@@ -24,6 +24,7 @@ from kvgauge.units import binary_bytes, decimal_bytes, seconds
 if TYPE_CHECKING:
     from kvgauge.gate.baseline import Baseline
     from kvgauge.jobs import Job, Jobs
+    from kvgauge.rerun import Rerun
     from kvgauge.schema import Record, Run, Verdict
 
 # Every one of these is shown; of the others a few.
@@ -169,9 +170,31 @@ def record_line(label: str, record: Record) -> str:
 
 def print_run(run: Run, path: Path) -> None:
     """What a run came to, on stderr: stdout may be wanted for JSON."""
-    counts = Counter(record.status for record in run.records)
+    counts = Counter(record.status for record in run.latest())
     text = ", ".join(f"{count} {status}" for status, count in counts.items())
-    note(f"{run.manifest.status}: {len(run.records)} cells ({text}) in {path}")
+    note(f"{run.manifest.status}: {counts.total()} cells ({text}) in {path}")
+
+
+def print_rerun(result: Rerun) -> None:
+    """The two records side by side."""
+    table = Table("", "status", "KV bytes", "median", "95% interval", "device", box=None)
+    for name, record in (("before", result.before), ("after", result.after)):
+        measured = record.measured
+        timing = measured.time_s if measured is not None else None
+        held = measured.kv_bytes if measured is not None else None
+        table.add_row(
+            name,
+            record.status if record.reason is None else escape(f"{record.status}: {record.reason}"),
+            "none" if held is None else f"{held:,}",
+            "none" if timing is None else seconds(timing.median),
+            "none" if timing is None else f"{seconds(timing.low)} to {seconds(timing.high)}",
+            escape(record.device.name),
+        )  # fmt: skip
+    console = out()
+    console.print(table, soft_wrap=True)
+    if result.time_ratio is not None:
+        said = "" if result.comparable else " (not comparable: another device)"
+        console.print(f"after / before: {result.time_ratio:.3f}{said}", highlight=False)
 
 
 def verdict_row(verdict: Verdict) -> dict[str, Any]:

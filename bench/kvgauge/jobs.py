@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from kvgauge.caches.contiguous import STORAGE_DTYPE
 from kvgauge.errors import UserError
@@ -41,6 +42,10 @@ class Options:
         """Whether the profile's own choice was changed by hand."""
         chosen = (self.suites, self.models, self.backends, self.kv_formats)
         return any((*chosen, self.think_tokens, self.batches))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {n: list(v) if isinstance(v, tuple) else v for n, v in asdict(self).items()}
 
 
 @dataclass(frozen=True, slots=True)

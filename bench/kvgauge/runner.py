@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,9 +13,19 @@ import torch
 from kvgauge.attempt import measure, record_of
 from kvgauge.devices.probe import make_probe
 from kvgauge.devices.types import Device
+from kvgauge.errors import UserError
 from kvgauge.jobs import Job, Jobs, Options, list_jobs
 from kvgauge.measure.phases import Phases, total
-from kvgauge.schema import MANIFEST_SCHEMA, Manifest, Record, Run, RunStatus, Status
+from kvgauge.resume import going_on, left
+from kvgauge.schema import (
+    MANIFEST_SCHEMA,
+    Criterion,
+    Manifest,
+    Record,
+    Run,
+    RunStatus,
+    Status,
+)
 from kvgauge.store import provenance
 from kvgauge.store.folder import RunFolder
 from kvgauge.suites.profiles import profile
@@ -32,62 +43,108 @@ def execute(
     folder: RunFolder,
     command: Sequence[str],
     on_record: Listener = lambda _job, _record: None,
+    earlier: Run | None = None,
 ) -> Run:
-    """Measure every cell and write the run folder as it goes.
+    """Measure every cell and write the run folder as it goes; `earlier` is the run to go on with.
 
-    On KeyboardInterrupt the manifest says `interrupted`, and what was measured stays.
+    On KeyboardInterrupt the manifest says `interrupted`, and what was measured stays. Raises UserError
+    where the folder cannot be written; the records before that stay.
     """
     listed = list_jobs(options, device.ref.kind)
-    manifest = _manifest(options, device, folder.path, command, listed)
-    folder.write_manifest(manifest)
-    records: list[Record] = []
-    phases = Phases()
-    status: RunStatus = "interrupted"
+    if earlier is None:
+        manifest = new_manifest(options.profile, options.seed, device, folder.path, command, listed)
+        manifest = replace(manifest, narrowed=options.narrowed, options=options.to_json())
+        run = Run(manifest, ())
+    else:
+        run = replace(earlier, manifest=going_on(earlier.manifest), torn_lines=0)
+    criterion = profile(options.profile).criterion
+    return go_on(run, listed.jobs, criterion, device, folder, options.budget_s, on_record)
+
+
+def go_on(
+    run: Run,
+    jobs: Sequence[Job],
+    criterion: Criterion,
+    device: Device,
+    folder: RunFolder,
+    budget_s: float | None = None,
+    on_record: Listener = lambda _job, _record: None,
+) -> Run:
+    """Measure the jobs that have no final record in `run`; the run with their records.
+
+    Its manifest is on disk before the first cell, and says at the end what became of the run.
+    """
+    records, phases = list(run.records), Phases()
     try:
-        torch.manual_seed(options.seed)
+        folder.write_manifest(replace(run.manifest, spent=None))
+        torch.manual_seed(run.manifest.seed)
         with phases("probe"):
             probe = make_probe(device)
-        context = Context(device, probe, profile(options.profile).criterion, options.seed, phases)
+        context = Context(device, probe, criterion, run.manifest.seed, phases)
         started = time.monotonic()
-        for job in listed.jobs:
-            over_budget = _over_budget(options, time.monotonic() - started)
+        for job, attempt in left(jobs, run.records):
+            over_budget = _over_budget(budget_s, time.monotonic() - started)
             started_at = provenance.now()
             if over_budget is not None:
                 outcome = Outcome("skipped", job.suite.predict(job.plan), "budget", over_budget)
             else:
                 outcome = measure(job, context)
-            record = record_of(job, outcome, context, manifest.run_id, started_at)
+            record = record_of(job, outcome, context, run.manifest.run_id, started_at, attempt)
             folder.append(record)
             records.append(record)
             on_record(job, record)
-        status = "complete" if all(r.status in _COMPLETE for r in records) else "incomplete"
-    finally:
-        manifest = replace(
-            manifest,
-            finished_at=provenance.now(),
-            status=status,
-            spent=total([phases.take(), *(r.spent for r in records if r.spent is not None)]),
-        )
-        folder.write_manifest(manifest)
+        ended = _ended(run, records, phases, _status(run.manifest, records))
+        folder.write_manifest(ended.manifest)
+    except BaseException:
+        # A full disk may be what stopped us: then the manifest of the start stays.
+        with contextlib.suppress(UserError):
+            folder.write_manifest(_ended(run, records, phases, "interrupted").manifest)
+        raise
+    return ended
+
+
+def _status(manifest: Manifest, records: Sequence[Record]) -> RunStatus:
+    latest = Run(manifest, tuple(records)).latest()
+    return "complete" if all(r.status in _COMPLETE for r in latest) else "incomplete"
+
+
+def _ended(run: Run, records: Sequence[Record], phases: Phases, status: RunStatus) -> Run:
+    """The run with all records; what it spent is what it had, or its records where it was killed."""
+    own = [r.spent for r in records if r.spent is not None]
+    before = run.manifest.spent
+    if before is not None:
+        own = [before, *own[len([r for r in run.records if r.spent is not None]) :]]
+    manifest = replace(
+        run.manifest,
+        finished_at=provenance.now(),
+        status=status,
+        spent=total([phases.take(), *own]),
+    )
     return Run(manifest, tuple(records))
 
 
-def _over_budget(options: Options, spent_s: float) -> str | None:
-    if options.budget_s is None or spent_s < options.budget_s:
+def _over_budget(budget_s: float | None, spent_s: float) -> str | None:
+    if budget_s is None or spent_s < budget_s:
         return None
-    return f"the budget of {options.budget_s:g} s was spent after {spent_s:.0f} s"
+    return f"the budget of {budget_s:g} s was spent after {spent_s:.0f} s"
 
 
-def _manifest(
-    options: Options, device: Device, path: Path, command: Sequence[str], listed: Jobs
+def new_manifest(
+    profile_name: str,
+    seed: int,
+    device: Device,
+    path: Path,
+    command: Sequence[str],
+    listed: Jobs,
 ) -> Manifest:
+    """The manifest of a run that starts now with these cells."""
     revision, dirty = provenance.git_state()
     return Manifest(
         schema=MANIFEST_SCHEMA,
         run_id=path.resolve().name,
-        profile=options.profile,
+        profile=profile_name,
         command=tuple(command),
-        seed=options.seed,
+        seed=seed,
         started_at=provenance.now(),
         finished_at=None,
         status="running",
@@ -98,5 +155,4 @@ def _manifest(
         versions=provenance.versions(),
         left_out=listed.left_out,
         cells=tuple(job.plan.cell.cell_id for job in listed.jobs),
-        narrowed=options.narrowed,
     )

@@ -86,9 +86,9 @@ def test_list_measures_nothing(tmp_path: Path) -> None:
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     run = run_of(record())
-    folder = RunFolder.create(tmp_path / "run")
-    folder.write_manifest(run.manifest)
-    folder.append(run.records[0])
+    with RunFolder.create(tmp_path / "run") as folder:
+        folder.write_manifest(run.manifest)
+        folder.append(run.records[0])
     return folder.path
 
 
@@ -113,8 +113,28 @@ def test_gate_on_other_bytes_is_exit_4(run_dir: Path, tmp_path: Path) -> None:
     assert "bytes_differ" in done.stdout
 
 
+@pytest.mark.parametrize("command", ["report", "summary", "gate", "baseline"])
+def test_a_torn_last_line_is_said_by_every_command_that_reads_a_run(
+    command: str, run_dir: Path, tmp_path: Path
+) -> None:
+    with (run_dir / "records.jsonl").open("a") as file:
+        file.write('{"schema": "kvg')
+    base = str(tmp_path / "base.json")
+    kvgauge("baseline", "make", str(run_dir), "--out", base)
+    arguments = {
+        "report": (str(run_dir), "--md", str(tmp_path / "x.md")),
+        "summary": (str(run_dir),),
+        "gate": (str(run_dir), "--baseline", base),
+        "baseline": ("make", str(run_dir), "--out", base),
+    }[command]
+    done = kvgauge(command, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if "torn" in line and str(run_dir) in line]
+
+
 def test_gate_on_a_failed_cell_is_exit_5(run_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "base.json"
     kvgauge("baseline", "make", str(run_dir), "--out", str(out))
-    RunFolder(run_dir).append(failed(make_cell()))
+    with RunFolder.reopen(run_dir) as folder:
+        folder.append(failed(make_cell()))
     assert kvgauge("gate", str(run_dir), "--baseline", str(out)).returncode == 5

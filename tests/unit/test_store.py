@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,10 +25,10 @@ FIELDS = (
 
 def written(path: Path) -> Path:
     run = run_of(record(), failed(cell(2048)))
-    folder = RunFolder.create(path / "run")
-    folder.write_manifest(run.manifest)
-    for one in run.records:
-        folder.append(one)
+    with RunFolder.create(path / "run") as folder:
+        folder.write_manifest(run.manifest)
+        for one in run.records:
+            folder.append(one)
     return folder.path
 
 
@@ -43,9 +45,42 @@ def test_every_field_of_the_contract_is_there(tmp_path: Path) -> None:
 
 
 def test_two_runs_never_share_a_folder(tmp_path: Path) -> None:
-    RunFolder.create(tmp_path / "a")
+    path = tmp_path / "a"
+    with RunFolder.create(path) as folder:
+        with pytest.raises(UserError, match=f"already in use: process {os.getpid()}"):
+            RunFolder.create(path)
+        folder.write_manifest(run_of().manifest)
+        with pytest.raises(UserError, match=f"already in use: process {os.getpid()}"):
+            RunFolder.reopen(path)
     with pytest.raises(UserError, match="already in use"):
-        RunFolder.create(tmp_path / "a")
+        RunFolder.create(path)
+    RunFolder.reopen(path).close()
+
+
+def test_a_folder_whose_run_died_before_its_manifest_is_taken(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path / "a").close()
+    with pytest.raises(UserError, match="no run to resume"):
+        RunFolder.reopen(tmp_path / "a")
+    RunFolder.create(tmp_path / "a").close()
+
+
+def test_the_lock_of_a_run_dies_with_its_process(tmp_path: Path) -> None:
+    code = (
+        "import pathlib, sys, time; from kvgauge.store.folder import RunFolder; "
+        "folder = RunFolder.create(pathlib.Path(sys.argv[1])); print('locked', flush=True); "
+        "time.sleep(60)"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "a")], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert holder.stdout is not None
+    with holder:
+        holder.stdout.readline()
+        with pytest.raises(UserError, match=f"already in use: process {holder.pid}"):
+            RunFolder.create(tmp_path / "a")
+        holder.kill()
+    RunFolder.create(tmp_path / "a").close()
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
@@ -60,6 +95,38 @@ def test_a_torn_last_line_is_dropped_and_counted(tmp_path: Path) -> None:
         file.write('{"schema": "kvg')
     run = reader.load_run(folder)
     assert (len(run.records), run.torn_lines) == (2, 1)
+
+
+def test_a_torn_line_before_the_last_is_corrupt(tmp_path: Path) -> None:
+    folder = written(tmp_path)
+    first, second = (folder / "records.jsonl").read_text().splitlines()
+    for torn in (first[:200] + "\n" + second, first[:200] + second):
+        (folder / "records.jsonl").write_text(f"{torn}\n{second}\n")
+        with pytest.raises(UserError, match=r"records\.jsonl:1"):
+            reader.load_run(folder)
+
+
+def test_unknown_fields_of_a_known_schema_are_ignored(tmp_path: Path) -> None:
+    folder, run = written(tmp_path), run_of(record(), failed(cell(2048)))
+    for name in ("manifest.json", "records.jsonl"):
+        text = (folder / name).read_text()
+        (folder / name).write_text(text.replace("{", '{"of_a_later_kvgauge": [1], ', 1))
+    assert reader.load_run(folder) == run
+
+
+@pytest.mark.parametrize(
+    ("name", "mine"),
+    [("manifest.json", "kvgauge.manifest/1"), ("records.jsonl", "kvgauge.record/1")],
+)
+def test_another_schema_is_said_before_its_fields_are_looked_at(
+    tmp_path: Path, name: str, mine: str
+) -> None:
+    folder = written(tmp_path)
+    (folder / name).write_text('{"schema": "kvgauge.other/7"}\n')
+    with pytest.raises(UserError) as caught:
+        reader.load_run(folder)
+    for part in (name, "kvgauge.other/7", mine, "with the kvgauge that wrote it"):
+        assert part in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +206,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_part(
     def full(_handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    folder = RunFolder(written(tmp_path))
+    folder = RunFolder.reopen(written(tmp_path))
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="No space left"):
         folder.append(record())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from kvgauge.schema.measured import Spent
@@ -37,7 +37,11 @@ class Manifest:
     narrowed: bool = False
     """Whether suites, models, formats, ... were chosen by hand: then the profile's others are not missed."""
     spent: Spent | None = None
-    """Where the wall time went; None while the run goes on."""
+    """Where the wall time went, resumed parts included; None while the run goes on."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What was asked for, so that `--resume` need not be told again; empty in runs of 0.1.0."""
+    resumes: tuple[str, ...] = ()
+    """When the run was resumed; `started_at` stays the first start."""
 
 
 @dataclass(frozen=True, slots=True)

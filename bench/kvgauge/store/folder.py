@@ -1,7 +1,12 @@
-"""The run folder, written: `manifest.json` and `records.jsonl`, each record on disk once appended."""
+"""The run folder, written: `manifest.json` and `records.jsonl`, each record on disk once appended.
+
+What a crash, a power loss or a full disk may cost is the record being written. One process writes a
+folder at a time: `records.jsonl` stays locked from the moment it is open.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import asdict
@@ -10,51 +15,115 @@ from typing import Any
 
 from kvgauge.errors import UserError
 from kvgauge.schema import Manifest, Record
-from kvgauge.store.atomic import write_atomic
+from kvgauge.store.atomic import make_folder, sync_folder, write_all, write_atomic
+from kvgauge.store.lock import holder, lock
+from kvgauge.store.shield import uninterrupted
 
 MANIFEST = "manifest.json"
 RECORDS = "records.jsonl"
 
 
 class RunFolder:
-    """A new run folder; `create` refuses one that already holds a run."""
+    """A run folder open for writing, locked until it is closed or its process ends."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, records: int) -> None:
         self.path = path
+        self._records = records
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
-        """Make the folder, or take an empty one; raises UserError if it is in use or not writable."""
+        """Make the folder, or take one that holds no run; raises UserError where it is in use.
+
+        A folder whose run was killed before its manifest was written holds no run.
+        """
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            # Exclusive: of two runs that start at once in one folder, one is refused.
-            with (path / RECORDS).open("x"):
-                pass
-        except FileExistsError:
-            raise UserError(f"run folder {path}: already in use; give another --run-dir") from None
+            make_folder(path)
+            records = _open_locked(path, os.O_CREAT)
+            if (path / MANIFEST).exists() or os.fstat(records).st_size:
+                os.close(records)
+                raise UserError(
+                    f"run folder {path}: already in use; give another --run-dir, or --resume"
+                )
+            sync_folder(path)
         except OSError as error:
             raise UserError(
                 f"run folder {path}: {error.strerror}; give another --run-dir"
             ) from None
-        return cls(path)
+        return cls(path, records)
+
+    @classmethod
+    def reopen(cls, path: Path) -> RunFolder:
+        """Take a folder that holds a run, changing nothing in it.
+
+        Raises UserError where it holds none, and where a process is still writing it.
+        """
+        for name in (MANIFEST, RECORDS):
+            if not (path / name).is_file():
+                raise UserError(f"run folder {path}: holds no run to resume: no {name} in it")
+        try:
+            return cls(path, _open_locked(path, 0))
+        except OSError as error:
+            raise UserError(f"run folder {path}: {error.strerror}") from None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        os.close(self._records)
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Replace the manifest at once: a reader sees the old one or the new one, whole."""
         write_json(self.path / MANIFEST, asdict(manifest))
 
     def append(self, record: Record) -> None:
-        """Add one line and wait until it is on disk; raises UserError where the disk refuses."""
+        """Add one line and wait until it is on disk; raises UserError where the disk refuses.
+
+        Then the file ends as it did before: the next line is not glued to half of this one.
+        """
         line = json.dumps(record.to_json(), allow_nan=False, separators=(",", ":"))
-        path = self.path / RECORDS
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise UserError(
-                f"{path}: cannot write: {error.strerror}; earlier cells are kept"
-            ) from None
+        with uninterrupted():
+            size_bytes = os.fstat(self._records).st_size
+            try:
+                write_all(self._records, f"{line}\n".encode())
+                os.fsync(self._records)
+            except OSError as error:
+                self._cut(size_bytes)
+                raise UserError(
+                    f"{self.path / RECORDS}: cannot write: {error.strerror}; earlier cells are kept"
+                ) from None
+
+    def repair(self) -> int:
+        """Cut off what follows the last whole line and remove manifests half written.
+
+        Returns the bytes cut off: a record whose writer died.
+        """
+        data = (self.path / RECORDS).read_bytes()
+        torn_bytes = len(data) - (data.rfind(b"\n") + 1)
+        if torn_bytes:
+            self._cut(len(data) - torn_bytes)
+        for part in self.path.glob(f".{MANIFEST}.*.part"):
+            part.unlink(missing_ok=True)
+        return torn_bytes
+
+    def _cut(self, size_bytes: int) -> None:
+        # Where even this fails the line stays torn: readers drop it, a resumed run cuts it off.
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._records, size_bytes)
+            os.fsync(self._records)
+
+
+def _open_locked(path: Path, create: int) -> int:
+    records = os.open(path / RECORDS, os.O_RDWR | os.O_APPEND | create, 0o666)
+    if lock(records):
+        return records
+    pid = holder(records)
+    os.close(records)
+    who = "another process" if pid is None else f"process {pid}"
+    raise UserError(f"run folder {path}: already in use: {who} is writing it")
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from kvgauge.errors import UserError
+from kvgauge.errors import UserError, short
 from kvgauge.schema import MANIFEST_SCHEMA, SCHEMA, Manifest, Record, Run
 from kvgauge.store.folder import MANIFEST, RECORDS
 
@@ -51,17 +52,37 @@ def decode(data: bytes, kind: type[T], where: str) -> T:
     """JSON to a typed value; raises UserError with the place and what was expected."""
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, UserError) as error:
         raise UserError(f"{where}: {error}") from None
 
 
-def _manifest(path: Path) -> Manifest:
-    manifest = decode(read_bounded(path, MAX_MANIFEST_BYTES), Manifest, str(path))
-    if manifest.schema != MANIFEST_SCHEMA:
+def convert(value: object, kind: type[T], where: str) -> T:
+    """Plain JSON values to a typed one; raises UserError as `decode`."""
+    try:
+        return msgspec.convert(value, type=kind)
+    except (msgspec.MsgspecError, UserError) as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Versioned:
+    schema: str
+
+
+def _decode_schema(data: bytes, kind: type[T], schema: str, where: str) -> T:
+    """A value of a schema; the version is looked at first: another one's fields would mislead."""
+    said = decode(data, _Versioned, where).schema
+    if said != schema:
         raise UserError(
-            f"{path}: schema {manifest.schema!a}, this kvgauge reads {MANIFEST_SCHEMA!r}"
+            f"{where}: schema '{short(said)}', this kvgauge reads '{schema}': "
+            "read it with the kvgauge that wrote it, or measure again"
         )
-    return manifest
+    return decode(data, kind, where)
+
+
+def _manifest(path: Path) -> Manifest:
+    data = read_bounded(path, MAX_MANIFEST_BYTES)
+    return _decode_schema(data, Manifest, MANIFEST_SCHEMA, str(path))
 
 
 def _records(path: Path) -> tuple[tuple[Record, ...], int]:
@@ -73,9 +94,7 @@ def _records(path: Path) -> tuple[tuple[Record, ...], int]:
 def _record(line: bytes, where: str) -> Record:
     if len(line) > MAX_LINE_BYTES:
         raise UserError(f"{where}: {len(line)} bytes, at most {MAX_LINE_BYTES} a line")
-    record = decode(line, Record, where)
-    if record.schema != SCHEMA:
-        raise UserError(f"{where}: schema {record.schema!a}, this kvgauge reads {SCHEMA!r}")
+    record = _decode_schema(line, Record, SCHEMA, where)
     check_numbers(record.to_json(), where)
     _check_record(record, where)
     return record

@@ -1,0 +1,22 @@
+"""How every command reads a run folder: what is wrong with it but bearable is said on stderr."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvgauge import api, display
+
+if TYPE_CHECKING:
+    from kvgauge.schema import Run
+
+
+def load_run(folder: Path) -> Run:
+    """The run; a torn last line is said. Raises UserError where it is no run folder."""
+    run = api.load_run(folder)
+    if run.torn_lines:
+        display.note(
+            f"{folder}: the last line of records.jsonl is torn and not counted; "
+            f"`kvgauge run --resume --run-dir {folder}` measures its cell again"
+        )
+    return run
