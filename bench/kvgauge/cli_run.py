@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kvgauge.errors import ExitCode, UserError
+
+if TYPE_CHECKING:
+    from kvgauge.devices.types import Device
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
@@ -54,14 +58,28 @@ def run(
             {"cells": rows, "left_out": listed.left_out}
         ) if as_json else display.print_jobs(rows, listed.left_out)
         return
-    folder = RunFolder.create(run_dir or _new_run_dir(profile))
-    with display.Progress(listed) as progress:
-        result = runner.execute(options, chosen, folder, ["kvgauge", *sys.argv[1:]], progress.show)
+    with _held(chosen):
+        folder = RunFolder.create(run_dir or _new_run_dir(profile))
+        with display.Progress(listed) as progress:
+            result = runner.execute(
+                options, chosen, folder, ["kvgauge", *sys.argv[1:]], progress.show
+            )
     display.print_run(result, folder.path)
     if as_json:
         display.print_json({"run_dir": str(folder.path), "status": result.manifest.status})
     if result.manifest.status != "complete":
         raise typer.Exit(ExitCode.INCOMPLETE)
+
+
+def _held(device: Device) -> AbstractContextManager[None]:
+    """One run at a time has a GPU; a CPU is anyone's."""
+    from kvgauge.devices.cuda import CudaDevice
+
+    if not isinstance(device, CudaDevice):
+        return nullcontext()
+    from kvgauge.devices.lock import gpu_lock
+
+    return gpu_lock(device.uuid)
 
 
 def _new_run_dir(profile: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,13 @@ class CudaDevice:
         self._nvml = Nvml(str(getattr(facts, "uuid", "")) or None)
         self.last_level_cache_bytes = int(getattr(facts, "L2_cache_size", 0)) or _DEFAULT_L2_BYTES
         self.ref = DeviceRef("cuda", facts.name, index)
+
+    @property
+    def uuid(self) -> str:
+        """As NVML writes it: the GPU's, from torch; of a MIG instance that instance's own."""
+        # CUDA enumerates one MIG instance at most: the one that is named first.
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+        return visible if visible.startswith("MIG-") else f"GPU-{self._facts.uuid}"
 
     def timed(self, step: Callable[[], object]) -> float:
         """Seconds between two events around one call."""
