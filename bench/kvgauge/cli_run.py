@@ -14,6 +14,7 @@ from kvgauge.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
     from kvgauge.devices.types import Device
+    from kvgauge.runner import Measure
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
@@ -33,6 +34,15 @@ def run(
     gpu: Annotated[int, typer.Option(help="Index of the GPU.")] = 0,
     budget_s: Annotated[float | None, typer.Option(help="Stop after so many seconds.")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Where the run goes.")] = None,
+    isolate: Annotated[
+        bool, typer.Option("--isolate", help="Each cell in a fresh process: a crash is a record.")
+    ] = False,
+    timeout_s: Annotated[
+        float | None, typer.Option(help="With --isolate: seconds a cell may take.")
+    ] = None,
+    try_oversize: Annotated[
+        bool, typer.Option("--try-oversize", help="Try cells that do not fit the memory.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of all random data.")] = 0,
     only_list: Annotated[bool, typer.Option("--list", help="Show the cells and stop.")] = False,
     as_json: AsJson = False,
@@ -46,11 +56,14 @@ def run(
         profile=profile, suites=tuple(suite or ()), models=tuple(model or ()),
         backends=tuple(backend or ()), kv_formats=tuple(kv_format or ()),
         think_tokens=tuple(think or ()), batches=tuple(batch or ()),
-        budget_s=budget_s, seed=seed,
+        budget_s=budget_s, seed=seed, try_oversize=try_oversize,
     )  # fmt: skip
+    measure = _isolated(timeout_s) if isolate else _in_process(timeout_s)
     chosen = select_device(device, gpu)
     if require_device is not None and chosen.ref.kind != require_device:
         raise UserError(f"--require-device {require_device}: the device here is {chosen.ref.kind}")
+    if try_oversize and chosen.ref.kind == "cpu" and not isolate:
+        raise UserError("--try-oversize on a CPU needs --isolate: Linux would kill the run itself")
     listed = jobs.list_jobs(options, chosen.ref.kind)
     if only_list:
         rows = display.job_rows(listed)
@@ -62,7 +75,7 @@ def run(
         folder = RunFolder.create(run_dir or _new_run_dir(profile))
         with display.Progress(listed) as progress:
             result = runner.execute(
-                options, chosen, folder, ["kvgauge", *sys.argv[1:]], progress.show
+                options, chosen, folder, ["kvgauge", *sys.argv[1:]], progress.show, measure
             )
     display.print_run(result, folder.path)
     if as_json:
@@ -80,6 +93,26 @@ def _held(device: Device) -> AbstractContextManager[None]:
     from kvgauge.devices.lock import gpu_lock
 
     return gpu_lock(device.uuid)
+
+
+def _isolated(timeout_s: float | None) -> Measure:
+    if sys.platform != "linux":
+        raise UserError("--isolate needs Linux")
+    if timeout_s is not None and not 0 < timeout_s < float("inf"):
+        raise UserError(f"--timeout-s {timeout_s}: must be a number of seconds above 0")
+    try:
+        from kvgauge.isolate import Workers
+    except ModuleNotFoundError as error:
+        raise UserError(f"--isolate needs the package {error.name}; install it") from None
+    return Workers(timeout_s=timeout_s).measure
+
+
+def _in_process(timeout_s: float | None) -> Measure:
+    from kvgauge import attempt
+
+    if timeout_s is not None:
+        raise UserError("--timeout-s needs --isolate: only a worker process can be stopped")
+    return attempt.measure
 
 
 def _new_run_dir(profile: str) -> Path:

@@ -29,6 +29,7 @@ class Options:
     batches: tuple[int, ...] = ()
     budget_s: float | None = None
     seed: int = 0
+    try_oversize: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from kvgauge.attempt import measure, record_of
+from kvgauge import attempt
+from kvgauge.attempt import record_of
 from kvgauge.devices.probe import make_probe
 from kvgauge.devices.types import Device
 from kvgauge.jobs import Job, Jobs, Options, list_jobs
@@ -24,6 +25,7 @@ from kvgauge.suites.types import Context, Outcome
 _COMPLETE: frozenset[Status] = frozenset({"ok", "oom", "unsupported"})
 
 Listener = Callable[[Job, Record], None]
+Measure = Callable[[Job, Context], Outcome]
 
 
 def execute(
@@ -32,8 +34,9 @@ def execute(
     folder: RunFolder,
     command: Sequence[str],
     on_record: Listener = lambda _job, _record: None,
+    measure: Measure = attempt.measure,
 ) -> Run:
-    """Measure every cell and write the run folder as it goes.
+    """Measure every cell, in this process or as `measure` does, and write the folder as it goes.
 
     On KeyboardInterrupt the manifest says `interrupted`, and what was measured stays.
     """
@@ -47,7 +50,8 @@ def execute(
         torch.manual_seed(options.seed)
         with phases("probe"):
             probe = make_probe(device)
-        context = Context(device, probe, profile(options.profile).criterion, options.seed, phases)
+        criterion = profile(options.profile).criterion
+        context = Context(device, probe, criterion, options.seed, phases, options.try_oversize)
         started = time.monotonic()
         for job in listed.jobs:
             over_budget = _over_budget(options, time.monotonic() - started)

@@ -100,7 +100,7 @@ class Decode:
         reason = backend.available(device.torch_device)
         if reason is not None:
             return Outcome("unsupported", predicted, "backend_unavailable", reason)
-        full = does_not_fit(predicted.kv_bytes + _scratch_bytes(plan), device, predicted)
+        full = does_not_fit(predicted.kv_bytes + _scratch_bytes(plan), context, predicted)
         if full is not None:
             return full
         with context.phases("fill"):

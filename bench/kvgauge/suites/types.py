@@ -50,6 +50,8 @@ class Context:
     criterion: Criterion
     seed: int
     phases: Phases = field(default_factory=Phases)
+    try_oversize: bool = False
+    """Whether a cell that does not fit is tried; on a CPU the kernel may kill the process for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +139,11 @@ def first_layers(shape: ModelShape, count: int) -> ModelShape:
     )
 
 
-def does_not_fit(needed_bytes: int, device: Device, predicted: Prediction) -> Outcome | None:
+def does_not_fit(needed_bytes: int, context: Context, predicted: Prediction) -> Outcome | None:
     """An `oom` outcome where the device has not the room: Linux would kill the process instead."""
-    available_bytes = device.available_bytes()
+    if context.try_oversize:
+        return None
+    available_bytes = context.device.available_bytes()
     if needed_bytes <= available_bytes:
         return None
     reason = f"needs {needed_bytes} bytes, {available_bytes} are available"
