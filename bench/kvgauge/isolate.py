@@ -23,7 +23,8 @@ from kvgauge.worker import Answer, Assignment
 # -P: the worker imports from where this process does, and not from the working directory.
 WORKER = (sys.executable, "-P", "-m", "kvgauge.worker")
 
-_LEAST_LIMIT_S = 60.0
+# A model that is loaded and run by two threads on busy cores takes 20 times as long as alone.
+_LEAST_LIMIT_S = 180.0
 _LIMIT_PER_ESTIMATE = 20
 # A worker that held so much of what was available when it was killed is taken to have run out.
 _NEARLY_ALL = 0.8
@@ -50,7 +51,7 @@ class Memory:
 class Workers:
     """Measures each cell in a process of its own: `command DESCRIPTOR`, in the end `worker.main`.
 
-    `timeout_s` is the limit of every cell; None: twenty times its estimate, at least a minute.
+    `timeout_s` is the limit of every cell; None: twenty times its estimate, at least three minutes.
     """
 
     command: tuple[str, ...] = WORKER

@@ -92,7 +92,8 @@ def test_a_child_that_floods_is_stopped_in_time_and_its_last_line_kept() -> None
     assert time.monotonic() - started < 5
     assert ending.timed_out
     assert ending.exit_code == -signal.SIGKILL
-    assert "line".endswith(ending.last_words)
+    assert ending.last_words
+    assert "line".startswith(ending.last_words)  # the kill may have torn it
 
 
 def test_an_answered_child_that_lingers_is_killed_and_its_answer_kept(
@@ -229,7 +230,7 @@ def test_isolate_without_msgspec_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
         cli_run.run(device="cpu", only_list=True, isolate=True)
 
 
-def test_the_limit_is_twenty_estimates_and_at_least_a_minute() -> None:
+def test_the_limit_is_twenty_estimates_and_at_least_three_minutes() -> None:
     from kvgauge.isolate import Workers
 
     def limit_of(estimate_s: float, timeout_s: float | None = None) -> float:
@@ -237,4 +238,4 @@ def test_the_limit_is_twenty_estimates_and_at_least_a_minute() -> None:
         job = jobs.Job(Raises(ValueError()), plan, estimate_s)  # type: ignore[arg-type]
         return Workers(timeout_s=timeout_s)._limit(job).seconds
 
-    assert (limit_of(1), limit_of(7), limit_of(7, 5)) == (60, 140, 5)
+    assert (limit_of(1), limit_of(10), limit_of(10, 5)) == (180, 200, 5)
