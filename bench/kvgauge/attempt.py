@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
 
 from kvgauge.errors import UnsupportedLayout
@@ -10,6 +13,7 @@ from kvgauge.schema import (
     SCHEMA,
     CacheRef,
     Cell,
+    Measurement,
     ModelRef,
     Record,
     ShapeRef,
@@ -19,6 +23,12 @@ from kvgauge.schema import (
 from kvgauge.suites.types import Context, Outcome
 
 _MAX_REASON_CHARS = 500
+# torch's CPU allocator and CUDA's libraries say so in errors of no class of their own.
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 def record_of(
@@ -52,7 +62,7 @@ def record_of(
         backend=outcome.backend,
         device=device,
         predicted=outcome.predicted,
-        measured=outcome.measured,
+        measured=_writable(outcome.measured),
         probe=outcome.probe,
         ratio=outcome.ratio,
         trust=Trust(outcome.status == "ok" and not outcome.flags, outcome.flags),
@@ -71,11 +81,24 @@ def measure(job: Job, context: Context) -> Outcome:
         return job.suite.measure(job.plan, context)
     except UnsupportedLayout as error:
         return Outcome("unsupported", job.suite.predict(job.plan), "layout", _one_line(error))
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        return Outcome("oom", job.suite.predict(job.plan), "out_of_memory", _one_line(error))
     except Exception as error:  # one cell must not end the others
+        if _out_of_memory(error):
+            return Outcome("oom", job.suite.predict(job.plan), "out_of_memory", _one_line(error))
         reason = f"{type(error).__name__}: {_one_line(error)}"
         return Outcome("failed", job.suite.predict(job.plan), "exception", reason)
+
+
+def _writable(measured: Measurement | None) -> Measurement | None:
+    """JSON has no infinity: how wrong an output of NaNs is, the reason alone says."""
+    if measured is None or measured.max_error is None or math.isfinite(measured.max_error):
+        return measured
+    return replace(measured, max_error=None)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _OUT_OF_MEMORY)
 
 
 def _one_line(error: BaseException) -> str:

@@ -26,14 +26,15 @@ def rerun(
     """Measure one cell again from its record alone, and set both side by side."""
     from kvgauge import display, rerun
     from kvgauge.cli_load import load_run
-    from kvgauge.cli_run import new_run_dir as default_run_dir
     from kvgauge.devices.select import select_device
+    from kvgauge.run_command import held
+    from kvgauge.run_command import new_run_dir as default_run_dir
     from kvgauge.store.folder import RunFolder
 
     record = rerun.record_named(load_run(run_dir), cell)
     chosen = select_device(device or record.device.kind, gpu)
     rerun.job_of(record, chosen)  # what cannot be measured makes no folder
-    with RunFolder.create(new_run_dir or default_run_dir("rerun")) as folder:
+    with held(chosen), RunFolder.create(new_run_dir or default_run_dir("rerun")) as folder:
         result = rerun.rerun(record, chosen, folder, ["kvgauge", *sys.argv[1:]])
     if as_json:
         display.print_json({**result.to_json(), "run_dir": str(folder.path)})

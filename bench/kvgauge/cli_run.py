@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-from kvgauge.errors import ExitCode, UserError
-
-if TYPE_CHECKING:
-    from kvgauge.devices.types import Device
-    from kvgauge.jobs import Jobs, Options
-    from kvgauge.schema import Run
-    from kvgauge.store.folder import RunFolder
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
@@ -25,7 +14,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdou
 _FIELDS = {
     "profile": "profile", "suite": "suites", "model": "models", "backend": "backends",
     "kv_format": "kv_formats", "think": "think_tokens", "batch": "batches",
-    "budget_s": "budget_s", "seed": "seed",
+    "cache_state": "cache_states", "launch": "launches", "budget_s": "budget_s", "seed": "seed",
+    "try_oversize": "try_oversize",
 }  # fmt: skip
 
 
@@ -40,129 +30,54 @@ def run(
         list[int] | None, typer.Option(help="Depths instead of the profile's.")
     ] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Batches.")] = None,
+    cache_state: Annotated[
+        list[str] | None, typer.Option(help="cold or hot: the caches before a decode step.")
+    ] = None,
+    launch: Annotated[
+        list[str] | None, typer.Option(help="stream or graph: how a GPU gets a decode step.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     require_device: Annotated[str | None, typer.Option(help="Exit 2 on another kind.")] = None,
     gpu: Annotated[int, typer.Option(help="Index of the GPU.")] = 0,
     budget_s: Annotated[float | None, typer.Option(help="Stop after so many seconds.")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Where the run goes.")] = None,
+    isolate: Annotated[
+        bool, typer.Option("--isolate", help="Each cell in a fresh process: a crash is a record.")
+    ] = False,
+    timeout_s: Annotated[
+        float | None, typer.Option(help="With --isolate: seconds a cell may take.")
+    ] = None,
+    try_oversize: Annotated[
+        bool, typer.Option("--try-oversize", help="Try cells that do not fit the memory.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of all random data.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Finish the run in --run-dir.")] = False,
     only_list: Annotated[bool, typer.Option("--list", help="Show the cells and stop.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure: footprint, decode and a real model."""
-    from kvgauge.jobs import Options, list_jobs
-    from kvgauge.store.folder import RunFolder
+    from kvgauge import run_command
 
     asked: dict[str, Any] = {
         "profile": profile, "suites": tuple(suite or ()), "models": tuple(model or ()),
         "backends": tuple(backend or ()), "kv_formats": tuple(kv_format or ()),
         "think_tokens": tuple(think or ()), "batches": tuple(batch or ()),
-        "budget_s": budget_s, "seed": seed,
+        "cache_states": tuple(cache_state or ()), "launches": tuple(launch or ()),
+        "budget_s": budget_s, "seed": seed, "try_oversize": try_oversize,
     }  # fmt: skip
+    manner = run_command.Manner(isolate, timeout_s, only_list=only_list, as_json=as_json)
     if resume:
         given = {name for name in context.params if _is_given(context, name)}
         again = {field: asked[field] for name, field in _FIELDS.items() if name in given}
-        where = (device if "device" in given else None, gpu if "gpu" in given else None)
-        _resume(run_dir, again, where, require_device, only_list=only_list, as_json=as_json)
-        return
-    options = Options(**asked)
-    chosen = _device(device, gpu, require_device)
-    listed = list_jobs(options, chosen.ref.kind)
-    if only_list:
-        _list(listed, as_json=as_json)
-        return
-    with RunFolder.create(run_dir or new_run_dir(profile)) as folder:
-        _measure(options, chosen, folder, listed, as_json=as_json)
+        where = run_command.Where(
+            device if "device" in given else None, gpu if "gpu" in given else None, require_device
+        )
+        run_command.resume(run_dir, again, where, manner)
+    else:
+        where = run_command.Where(device, gpu, require_device)
+        run_command.start(asked, where, run_dir, manner)
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
-
-
-def _resume(
-    run_dir: Path | None,
-    given: dict[str, Any],
-    where: tuple[str | None, int | None],
-    require_device: str | None,
-    *,
-    only_list: bool,
-    as_json: bool,
-) -> None:
-    from kvgauge import display, resume
-    from kvgauge.jobs import list_jobs
-    from kvgauge.store.folder import RunFolder
-
-    if run_dir is None:
-        raise UserError("--resume: say with --run-dir which run")
-    with RunFolder.reopen(run_dir) as folder:
-        earlier = resume.load_earlier(run_dir)
-        options = resume.options_of(earlier.manifest, run_dir, given)
-        kind, index = earlier.manifest.device.kind, earlier.manifest.device.index
-        chosen = _device(where[0] or kind, where[1] or index or 0, require_device)
-        listed = list_jobs(options, chosen.ref.kind)
-        resume.check_same_run(earlier.manifest, run_dir, options, chosen.ref, listed)
-        left = tuple(job for job, _attempt in resume.left(listed.jobs, earlier.records))
-        if only_list:
-            _list(replace(listed, jobs=left), as_json=as_json)
-            return
-        torn_bytes = folder.repair()
-        if torn_bytes:
-            display.note(f"{run_dir}: cut off a torn last line of {torn_bytes} bytes")
-        if earlier.manifest.status == "complete":
-            display.note(f"{run_dir}: the run is complete, nothing is left to measure")
-            if as_json:
-                display.print_json({"run_dir": str(run_dir), "status": "complete"})
-            return
-        display.note(f"resuming {run_dir}: {len(left)} of {len(listed.jobs)} cells are left")
-        _measure(options, chosen, folder, replace(listed, jobs=left), earlier, as_json=as_json)
-
-
-def _device(choice: str, gpu: int, require: str | None) -> Device:
-    from kvgauge.devices.select import select_device
-
-    chosen = select_device(choice, gpu)
-    if require is not None and chosen.ref.kind != require:
-        raise UserError(f"--require-device {require}: the device here is {chosen.ref.kind}")
-    return chosen
-
-
-def _list(listed: Jobs, *, as_json: bool) -> None:
-    from kvgauge import display
-
-    rows = display.job_rows(listed)
-    if as_json:
-        display.print_json({"cells": rows, "left_out": listed.left_out})
-    else:
-        display.print_jobs(rows, listed.left_out)
-
-
-def _measure(
-    options: Options,
-    device: Device,
-    folder: RunFolder,
-    listed: Jobs,
-    earlier: Run | None = None,
-    *,
-    as_json: bool,
-) -> None:
-    """Measure what is `listed`, to the end of the run."""
-    from kvgauge import display, runner
-
-    command = ["kvgauge", *sys.argv[1:]]
-    with display.Progress(listed) as progress:
-        result = runner.execute(options, device, folder, command, progress.show, earlier)
-    display.print_run(result, folder.path)
-    if as_json:
-        display.print_json({"run_dir": str(folder.path), "status": result.manifest.status})
-    if result.manifest.status != "complete":
-        raise typer.Exit(ExitCode.INCOMPLETE)
-
-
-def new_run_dir(name: str) -> Path:
-    """Where a run goes that was not told."""
-    from datetime import UTC, datetime
-
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    return Path("results") / "runs" / f"{stamp}-{name}-{os.getpid()}"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 from kvgauge.caches.contiguous import STORAGE_DTYPE
-from kvgauge.errors import UserError
+from kvgauge.errors import UserError, short
 from kvgauge.formats import kv_format
+from kvgauge.schema import CacheState, Launch
 from kvgauge.shapes.resolve import resolve
 from kvgauge.shapes.types import ModelShape
 from kvgauge.suites.profiles import Profile, profile
@@ -28,10 +29,20 @@ class Options:
     kv_formats: tuple[str, ...] = ()
     think_tokens: tuple[int, ...] = ()
     batches: tuple[int, ...] = ()
+    cache_states: tuple[CacheState, ...] = ()
+    launches: tuple[Launch, ...] = ()
     budget_s: float | None = None
     seed: int = 0
+    try_oversize: bool = False
 
     def __post_init__(self) -> None:
+        for option, given, known in (
+            ("--cache-state", self.cache_states, get_args(CacheState)),
+            ("--launch", self.launches, get_args(Launch)),
+        ):
+            for value in given:
+                if value not in known:
+                    raise UserError(f"{option} {short(value)}: one of {', '.join(known)}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed {self.seed}: must be between 0 and 2^63 - 1")
         if self.budget_s is not None and not 0 <= self.budget_s < float("inf"):
@@ -41,7 +52,7 @@ class Options:
     def narrowed(self) -> bool:
         """Whether the profile's own choice was changed by hand."""
         chosen = (self.suites, self.models, self.backends, self.kv_formats)
-        return any((*chosen, self.think_tokens, self.batches))
+        return any((*chosen, self.think_tokens, self.batches, self.cache_states, self.launches))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -118,6 +129,8 @@ def _request(
         batches=options.batches or chosen.batches,
         layers_timed=chosen.layers_timed,
         explicit_formats=bool(options.kv_formats),
+        cache_states=options.cache_states or ("cold",),
+        launches=options.launches or _launches(chosen, device_kind),
     )
 
 
@@ -130,3 +143,8 @@ def _check_backends(backends: tuple[str, ...], jobs: Sequence[Job]) -> None:
                 f"backend {name!r} reads none of the chosen formats and suites"
                 + (f"; chosen cells use {', '.join(known)}" if known else "")
             )
+
+
+def _launches(chosen: Profile, device_kind: str) -> tuple[Launch, ...]:
+    """The profile's own; a CPU has no graphs."""
+    return chosen.launches if device_kind == "cuda" else ("stream",)

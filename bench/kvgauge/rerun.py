@@ -14,7 +14,7 @@ from kvgauge.caches.contiguous import STORAGE_DTYPE
 from kvgauge.devices.types import Device
 from kvgauge.errors import UserError, short
 from kvgauge.jobs import Job, Jobs
-from kvgauge.runner import go_on, new_manifest
+from kvgauge.runner import Settings, go_on, new_manifest
 from kvgauge.schema import Cell, Criterion, Record, Run
 from kvgauge.shapes.types import ModelShape
 from kvgauge.store.folder import RunFolder
@@ -85,7 +85,8 @@ def rerun(record: Record, device: Device, folder: RunFolder, command: Sequence[s
     listed = Jobs((job,), {})
     manifest = new_manifest("rerun", seed, device, folder.path, command, listed)
     run = Run(replace(manifest, narrowed=True), ())
-    return Rerun(record, go_on(run, listed.jobs, criterion, device, folder).records[-1])
+    ended = go_on(run, listed.jobs, Settings(criterion), device, folder)
+    return Rerun(record, ended.records[-1])
 
 
 def job_of(record: Record, device: Device) -> tuple[Job, Criterion, int]:
@@ -134,6 +135,8 @@ def _planned(cell: Cell, shape: ModelShape, cell_id: str, device: Device) -> Cel
         batches=(cell.batch,),
         layers_timed=cell.layers_timed or 1,
         explicit_formats=True,
+        cache_states=(cell.cache_state,),
+        launches=(cell.launch,),
     )
     for plan in suites()[cell.suite].plans(request):
         if plan.cell.cell_id == cell_id:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from kvgauge.attempt import measure, record_of
+from kvgauge import attempt
+from kvgauge.attempt import record_of
 from kvgauge.devices.probe import make_probe
 from kvgauge.devices.types import Device
 from kvgauge.errors import UserError
@@ -35,6 +36,16 @@ from kvgauge.suites.types import Context, Outcome
 _COMPLETE: frozenset[Status] = frozenset({"ok", "oom", "unsupported"})
 
 Listener = Callable[[Job, Record], None]
+Measure = Callable[[Job, Context], Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the cells of a run are measured, whichever they are."""
+
+    criterion: Criterion
+    budget_s: float | None = None
+    try_oversize: bool = False
 
 
 def execute(
@@ -44,8 +55,11 @@ def execute(
     command: Sequence[str],
     on_record: Listener = lambda _job, _record: None,
     earlier: Run | None = None,
+    measure: Measure = attempt.measure,
 ) -> Run:
     """Measure every cell and write the run folder as it goes; `earlier` is the run to go on with.
+
+    A cell is measured in this process, or as `measure` does it.
 
     On KeyboardInterrupt the manifest says `interrupted`, and what was measured stays. Raises UserError
     where the folder cannot be written; the records before that stay.
@@ -58,17 +72,18 @@ def execute(
     else:
         run = replace(earlier, manifest=going_on(earlier.manifest), torn_lines=0)
     criterion = profile(options.profile).criterion
-    return go_on(run, listed.jobs, criterion, device, folder, options.budget_s, on_record)
+    settings = Settings(criterion, options.budget_s, options.try_oversize)
+    return go_on(run, listed.jobs, settings, device, folder, on_record, measure)
 
 
 def go_on(
     run: Run,
     jobs: Sequence[Job],
-    criterion: Criterion,
+    settings: Settings,
     device: Device,
     folder: RunFolder,
-    budget_s: float | None = None,
     on_record: Listener = lambda _job, _record: None,
+    measure: Measure = attempt.measure,
 ) -> Run:
     """Measure the jobs that have no final record in `run`; the run with their records.
 
@@ -80,16 +95,23 @@ def go_on(
         torch.manual_seed(run.manifest.seed)
         with phases("probe"):
             probe = make_probe(device)
-        context = Context(device, probe, criterion, run.manifest.seed, phases)
+        context = Context(
+            device,
+            probe,
+            settings.criterion,
+            run.manifest.seed,
+            phases,
+            settings.try_oversize,
+        )
         started = time.monotonic()
-        for job, attempt in left(jobs, run.records):
-            over_budget = _over_budget(budget_s, time.monotonic() - started)
+        for job, number in left(jobs, run.records):
+            over_budget = _over_budget(settings.budget_s, time.monotonic() - started)
             started_at = provenance.now()
             if over_budget is not None:
                 outcome = Outcome("skipped", job.suite.predict(job.plan), "budget", over_budget)
             else:
                 outcome = measure(job, context)
-            record = record_of(job, outcome, context, run.manifest.run_id, started_at, attempt)
+            record = record_of(job, outcome, context, run.manifest.run_id, started_at, number)
             folder.append(record)
             records.append(record)
             on_record(job, record)

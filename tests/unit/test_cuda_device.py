@@ -220,7 +220,9 @@ def test_auto_takes_the_gpu_and_checks_its_index(gpu: StandInCuda) -> None:
 
 def test_torch_cuda_is_called_in_one_file_alone() -> None:
     harness = Path(kvgauge.__file__).parent
-    users = {path.name for path in harness.rglob("*.py") if uses_torch_cuda(path)}
+    # The doctor examines torch, also one that does not import: it asks by itself.
+    files = [p for p in harness.rglob("*.py") if p.parent.name != "doctor"]
+    users = {path.name for path in files if uses_torch_cuda(path)}
     assert users == {"cuda_calls.py"}
 
 

@@ -143,6 +143,16 @@ def test_a_backend_that_skips_the_last_token_is_caught(
     assert reasons(result) == {("invalid", "fewer_tokens")}
 
 
+def test_a_backend_that_gives_nan_is_caught_and_its_record_can_be_written(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = BACKENDS["eager"]
+    lie(monkeypatch, "eager", lambda q, view: real.decode(q, view) * float("nan"))
+    result = run(model, tmp_path, "decode", backends=("eager",), kv_formats=("fp16",))
+    assert reasons(result) == {("invalid", "wrong_output")}
+    assert {r.measured and r.measured.max_error for r in result.records} == {None}
+
+
 def test_a_backend_that_falls_back_is_caught(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

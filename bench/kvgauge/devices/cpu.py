@@ -9,7 +9,7 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -25,6 +25,8 @@ _ALLOCATOR_FIELDS = (
     "requested_bytes", "allocated_bytes", "reserved_bytes", "inactive_split_bytes",
     "fragmentation", "peak_allocated_bytes", "peak_reserved_bytes",
 )  # fmt: skip
+
+T = TypeVar("T")
 
 
 class CpuDevice:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,6 +17,8 @@ from kvgauge.errors import UnsupportedLayout
 from kvgauge.schema import DeviceRef, MemoryUse, fragmentation
 
 _DEFAULT_L2_BYTES = 64 * 2**20
+
+T = TypeVar("T")
 
 
 class CudaDevice:
@@ -38,11 +41,18 @@ class CudaDevice:
         facts = cuda_calls.properties(torch.device("cuda", index))
         return f"{facts.name} {getattr(facts, 'uuid', '')} (index {index})"
 
+    @property
+    def uuid(self) -> str:
+        """As NVML writes it: the GPU's, from torch; of a MIG instance that instance's own."""
+        # CUDA enumerates one MIG instance at most: the one that is named first.
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+        return visible if visible.startswith("MIG-") else f"GPU-{self._facts.uuid}"
+
     def timed(self, step: Callable[[], object]) -> float:
         """Seconds between two events around one call: launching counts where the GPU waits for it."""
         return cuda_calls.elapsed_s(step)
 
-    def captured(self, step: Callable[[], object]) -> Callable[[], object]:
+    def captured(self, step: Callable[[], T]) -> Callable[[], T]:
         """A CUDA graph of `step`, which launches all of it at once; raises UnsupportedLayout."""
         try:
             return cuda_calls.capture(step)

@@ -6,9 +6,11 @@ What a call gives, and nothing decided: that is `devices.cuda`'s.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 _WARM_UP_CALLS = 3  # as torch's own text on graphs: lazy set-up must not be captured
 
@@ -90,7 +92,7 @@ def mem_get_info(device: torch.device) -> tuple[int, int]:
     return free_bytes, total_bytes
 
 
-def capture(step: Callable[[], object]) -> Callable[[], object]:
+def capture(step: Callable[[], T]) -> Callable[[], T]:
     """A CUDA graph of `step`, warmed up on a side stream; calling it replays it.
 
     A replay gives the tensors that the capture made, filled anew. Raises RuntimeError where `step`
@@ -111,7 +113,7 @@ def capture(step: Callable[[], object]) -> Callable[[], object]:
         torch.cuda.set_stream(current)  # a capture that fails leaves its own stream behind
         raise
 
-    def replay() -> object:
+    def replay() -> T:
         graph.replay()
         return output
 

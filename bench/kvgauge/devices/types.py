@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from kvgauge.schema import Conditions, DeviceRef, MemoryUse
+
+T = TypeVar("T")
 
 
 class Watch(Protocol):
@@ -81,7 +83,7 @@ class Device(Protocol):
         """Begin to watch what the machine does."""
         ...
 
-    def captured(self, step: Callable[[], object]) -> Callable[[], object] | None:
+    def captured(self, step: Callable[[], T]) -> Callable[[], T] | None:
         """`step` launched as one (a CUDA graph); None on a CPU. Raises UnsupportedLayout."""
         ...
 

@@ -32,6 +32,14 @@ class Phases:
             self._count()
             self._open.pop()
 
+    def merge(self, spent: Spent) -> None:
+        """Count a worker's parts as such, and that much less to the open phase that waited for it."""
+        self._count()
+        for part, seconds in asdict(spent).items():
+            self._add(self._open[-1], -seconds)
+            if part != "rest_s":
+                self._add(part.removesuffix("_s"), seconds)
+
     def take(self) -> Spent:
         """The seconds of each phase since the last call, the rest included; counting starts anew."""
         self._count()
@@ -43,9 +51,11 @@ class Phases:
     def _count(self) -> None:
         now = time.monotonic()
         if self._open:
-            phase = self._open[-1]
-            self._spent[phase] = self._spent.get(phase, 0.0) + now - self._since
+            self._add(self._open[-1], now - self._since)
         self._since = now
+
+    def _add(self, phase: str, seconds: float) -> None:
+        self._spent[phase] = self._spent.get(phase, 0.0) + seconds
 
 
 def total(parts: list[Spent]) -> Spent:

@@ -9,6 +9,7 @@ from kvgauge.schema.cell import (
     CELL_VERSION,
     CacheState,
     Cell,
+    Launch,
     Scope,
 )
 from kvgauge.schema.conditions import Conditions, CpuConditions, GpuConditions, Span
@@ -59,6 +60,7 @@ __all__ = [
     "DeviceKind",
     "DeviceRef",
     "GpuConditions",
+    "Launch",
     "LayerRun",
     "Manifest",
     "Measurement",

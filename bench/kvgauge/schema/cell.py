@@ -11,6 +11,7 @@ CELL_VERSION = 1
 
 Scope = Literal["attention", "step", "engine", "memory"]
 CacheState = Literal["cold", "hot"]
+Launch = Literal["stream", "graph"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,8 @@ class Cell:
     layers_timed: int | None = None
     cache_state: CacheState = "cold"
     """Whether the last-level cache is flushed before each sample, or the step has just run."""
+    launch: Launch = "stream"
+    """Whether a GPU gets each kernel from the host as it comes, or all of a step as one CUDA graph."""
 
     @property
     def depth_tokens(self) -> int:
@@ -62,6 +65,8 @@ class Cell:
             parts.append(self.backend)
         if self.cache_state != "cold":
             parts.append(self.cache_state)
+        if self.launch != "stream":
+            parts.append(self.launch)
         return " · ".join(parts)
 
 

@@ -90,6 +90,8 @@ class Measurement:
     tokens_per_s: float | None = None
     bytes_per_s: float | None = None
     cache_state: CacheState | None = None
+    kernel_s: dict[str, float] | None = None
+    """Seconds of each kernel of one step, by its name on the GPU, as CUPTI saw them; None elsewhere."""
     max_error: float | None = None
     """Largest difference from the float64 oracle, relative to the largest value of the oracle."""
 

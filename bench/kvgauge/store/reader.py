@@ -9,7 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from kvgauge.errors import UserError, short
-from kvgauge.schema import MANIFEST_SCHEMA, SCHEMA, Manifest, Record, Run
+from kvgauge.schema import MANIFEST_SCHEMA, SCHEMA, Manifest, Measurement, Probe, Record, Run
 from kvgauge.store.folder import MANIFEST, RECORDS
 
 MAX_MANIFEST_BYTES = 16 * 2**20
@@ -113,7 +113,7 @@ def check_numbers(value: object, where: str, field: str = "") -> None:
 
 
 def _check_record(record: Record, where: str) -> None:
-    trace, measured, probe = record.trace, record.measured, record.probe
+    trace = record.trace
     least = {
         "trace.batch": trace.batch - 1, "trace.depth_tokens": trace.depth_tokens,
         "trace.prompt": trace.prompt, "trace.think": trace.think, "trace.answer": trace.answer,
@@ -122,6 +122,11 @@ def _check_record(record: Record, where: str) -> None:
     for field, value in least.items():
         if value < 0:
             raise UserError(f"{where}: {field} is too small")
+    check_measured(record.measured, record.probe, where)
+
+
+def check_measured(measured: Measurement | None, probe: Probe | None, where: str) -> None:
+    """Refuse times and rates that no machine gives; raises UserError that says where."""
     if measured is not None and measured.time_s is not None:
         time = measured.time_s
         if not 1 <= len(time.samples) == time.n <= MAX_SAMPLES:

@@ -7,16 +7,17 @@ output against the float64 oracle, the kernel that ran, bytes, physics.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 
 from kvgauge.caches.contiguous import STORAGE_DTYPE, ContiguousCache, allocate
+from kvgauge.devices.types import Device
 from kvgauge.formats import kv_format
 from kvgauge.formula.moved import Operation, decode_operations, total_bytes, total_flops
 from kvgauge.measure.validity import bytes_fault
-from kvgauge.schema import BackendRef, CacheState, Criterion, Measurement, Prediction
+from kvgauge.schema import BackendRef, CacheState, Criterion, Launch, Measurement, Prediction
 from kvgauge.suites.proof import Work, prove, prove_again
 from kvgauge.suites.timing import Timed, timed_outcome
 from kvgauge.suites.types import (
@@ -35,6 +36,8 @@ COMPUTE_DTYPE_OF_QUANTIZED = torch.bfloat16
 # The oracle is for checking, not for timing.
 _NOT_TIMED = frozenset({"reference"})
 _MAX_SETS = 64
+# Names of templates run to thousands of characters.
+_MAX_KERNEL_NAME, _MAX_KERNELS = 120, 4
 _ASSUMED_BYTES_PER_S = {"cpu": 3e9, "cuda": 1e12}
 
 
@@ -63,6 +66,8 @@ class Decode:
                     trace_cell(self.name, "attention", shape, fmt, trace, batch),
                     backend=name,
                     layers_timed=min(request.layers_timed, len(shape.layers)),
+                    cache_state=cache_state,
+                    launch=launch,
                 ),
                 shape,
             )
@@ -72,6 +77,8 @@ class Decode:
             for fmt in request.kv_formats
             for name in names
             if name in BACKENDS and fmt in BACKENDS[name].formats
+            for cache_state in request.cache_states
+            for launch in request.launches
         ]
 
     def predict(self, plan: CellPlan) -> Prediction:
@@ -96,9 +103,11 @@ class Decode:
         reason = backend.available(device.torch_device)
         if reason is not None:
             return Outcome("unsupported", predicted, "backend_unavailable", reason)
+        if cell.launch == "graph" and device.ref.kind != "cuda":
+            return Outcome("unsupported", predicted, "no_graph", "CUDA graphs need a CUDA device")
         sets = input_sets(predicted.kv_bytes, device.last_level_cache_bytes, cell.cache_state)
         needed_bytes = sets * predicted.kv_bytes + _scratch_bytes(plan)
-        full = does_not_fit(needed_bytes, device, predicted)
+        full = does_not_fit(needed_bytes, context, predicted)
         if full is not None:
             return full
         with context.phases("fill"):
@@ -107,20 +116,22 @@ class Decode:
         reason = next((r for r in reasons if r is not None), None)
         if reason is not None:
             return Outcome("unsupported", predicted, "not_supported", reason)
+        steps = [_launched(each, cell.launch, device) for each in work]
         with context.phases("check"):
             proof = prove(work[0])
-        proven = Measurement(kv_bytes=cache_bytes, max_error=proof.error)
-        ref = BackendRef(backend.name, backend.version(), proof.kernel)
+            kernel_s = device.kernel_seconds(work[0].step)
+        proven = Measurement(kv_bytes=cache_bytes, max_error=proof.error, kernel_s=kernel_s)
+        ref = BackendRef(backend.name, backend.version(), _kernel_names(kernel_s) or proof.kernel)
         fault = bytes_fault(cache_bytes, predicted.kv_bytes) or proof.fault
         if fault:
             return Outcome(
                 "invalid", predicted, fault.code, fault.reason, measured=proven, backend=ref
             )
         timed = Timed(
-            steps=[each.step for each in work],
+            steps=steps,
             operations=_operations(plan),
             cache_state=cell.cache_state,
-            prove_again=lambda step_s: prove_again(work[0], step_s),
+            prove_again=lambda step_s: prove_again(work[0], steps[0], step_s),
         )
         return timed_outcome(timed, context, predicted, proven, ref)
 
@@ -134,6 +145,17 @@ def _operations(plan: CellPlan) -> tuple[Operation, ...]:
         batch=cell.batch,
         layers_timed=cell.layers_timed,
     )
+
+
+def _launched(work: Work, launch: Launch, device: Device) -> Callable[[], list[torch.Tensor]]:
+    graph = device.captured(work.step) if launch == "graph" else None
+    return graph or work.step
+
+
+def _kernel_names(kernel_s: dict[str, float] | None) -> str | None:
+    """The kernels that ran, the longest first."""
+    names = sorted(kernel_s or (), key=lambda name: -(kernel_s or {})[name])
+    return ", ".join(name[:_MAX_KERNEL_NAME] for name in names[:_MAX_KERNELS]) or None
 
 
 def input_sets(set_bytes: int, cache_bytes: int, cache_state: CacheState) -> int:

@@ -65,7 +65,7 @@ class Footprint:
     def measure(self, plan: CellPlan, context: Context) -> Outcome:
         """Allocate, fill, count, free."""
         predicted, device = self.predict(plan), context.device
-        full = does_not_fit(predicted.kv_bytes + _HEADROOM_BYTES, device, predicted)
+        full = does_not_fit(predicted.kv_bytes + _HEADROOM_BYTES, context, predicted)
         if full is not None:
             return full
         with context.phases("fill"):

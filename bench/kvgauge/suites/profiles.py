@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvgauge.errors import UserError
-from kvgauge.schema import Criterion
+from kvgauge.schema import Criterion, Launch
 from kvgauge.traces.presets import PRESETS
 from kvgauge.traces.types import Trace
 
@@ -26,6 +26,8 @@ class Profile:
     traces: dict[str, tuple[Trace, ...]]
     """By suite."""
     criterion: Criterion
+    launches: tuple[Launch, ...] = ("stream", "graph")
+    """How a GPU is given its work."""
 
 
 _THREE = ("smollm2-135m", "llama-3.1-8b", "llama-3.1-70b")
@@ -45,6 +47,7 @@ PROFILES: dict[str, Profile] = {
                 "model": _thinking(64, 128, 256, 384),
             },
             criterion=Criterion(0.03, min_samples=6, max_samples=25, budget_s=0.35),
+            launches=("stream",),
         ),
         Profile(
             "standard",

@@ -7,6 +7,7 @@ kernel, leave out tokens, remember an answer or return before it is done. Each i
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -62,9 +63,12 @@ def prove(work: Work) -> Proof:
     return Proof(kernel, error, fault)
 
 
-def prove_again(work: Work, step_s: float) -> Fault | None:
-    """After the timing: no early return, every token still read, the output still right."""
-    outputs = work.step()
+def prove_again(work: Work, step: Callable[[], list[torch.Tensor]], step_s: float) -> Fault | None:
+    """After `step` was timed: no early return, every token still read, the output still right.
+
+    `step` is the work's own or a graph of it; `step_s` is what it took.
+    """
+    outputs = step()
     first = [output.clone() for output in outputs]
     time.sleep(max(step_s, _LEAST_WAIT_S))
     dtype = outputs[0].dtype

@@ -13,9 +13,11 @@ from kvgauge.formula.held import request_bytes
 from kvgauge.measure.phases import Phases
 from kvgauge.schema import (
     BackendRef,
+    CacheState,
     Cell,
     Conditions,
     Criterion,
+    Launch,
     Measurement,
     Prediction,
     Probe,
@@ -40,6 +42,8 @@ class Request:
     layers_timed: int
     explicit_formats: bool
     """Whether the formats were asked for by name rather than by the profile."""
+    cache_states: tuple[CacheState, ...] = ("cold",)
+    launches: tuple[Launch, ...] = ("stream",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,8 @@ class Context:
     criterion: Criterion
     seed: int
     phases: Phases = field(default_factory=Phases)
+    try_oversize: bool = False
+    """Whether a cell that does not fit is tried; on a CPU the kernel may kill the process for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +145,11 @@ def first_layers(shape: ModelShape, count: int) -> ModelShape:
     )
 
 
-def does_not_fit(needed_bytes: int, device: Device, predicted: Prediction) -> Outcome | None:
+def does_not_fit(needed_bytes: int, context: Context, predicted: Prediction) -> Outcome | None:
     """An `oom` outcome where the device has not the room: Linux would kill the process instead."""
-    available_bytes = device.available_bytes()
+    if context.try_oversize:
+        return None
+    available_bytes = context.device.available_bytes()
     if needed_bytes <= available_bytes:
         return None
     reason = f"needs {needed_bytes} bytes, {available_bytes} are available"
