@@ -44,6 +44,7 @@ class RunFolder:
                 raise UserError(
                     f"run folder {path}: already in use; give another --run-dir, or --resume"
                 )
+            _remove_parts(path)
             sync_folder(path)
         except OSError as error:
             raise UserError(
@@ -105,8 +106,7 @@ class RunFolder:
         torn_bytes = len(data) - (data.rfind(b"\n") + 1)
         if torn_bytes:
             self._cut(len(data) - torn_bytes)
-        for part in self.path.glob(f".{MANIFEST}.*.part"):
-            part.unlink(missing_ok=True)
+        _remove_parts(self.path)
         return torn_bytes
 
     def _cut(self, size_bytes: int) -> None:
@@ -124,6 +124,12 @@ def _open_locked(path: Path, create: int) -> int:
     os.close(records)
     who = "another process" if pid is None else f"process {pid}"
     raise UserError(f"run folder {path}: already in use: {who} is writing it")
+
+
+def _remove_parts(path: Path) -> None:
+    """Manifests whose writer died before they took their place."""
+    for part in path.glob(f".{MANIFEST}.*.part"):
+        part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
