@@ -233,6 +233,9 @@ def _run_app() -> int:
 def _interrupted() -> int:
     for number in SIGNALS:  # all is written: a second Ctrl-C has nothing left to stop
         signal.signal(number, signal.SIG_IGN)
+    # Python notes an interrupt inside `exec`, as dataclasses use it, until the next `exec`, and would
+    # end `python -m` by a signal instead of with our code.
+    exec("")  # noqa: S102
     return _fail("interrupted; what was measured is kept", ExitCode.INTERRUPTED)
 
 

@@ -169,6 +169,20 @@ def test_a_signal_ends_a_run_cleanly(
         assert manifest["status"] == "interrupted"
 
 
+def test_an_interrupt_inside_exec_is_exit_130_too(tmp_path: Path) -> None:
+    (tmp_path / "stopped.py").write_text(
+        "from kvgauge import cli\n"
+        "cli.app = lambda **_: exec('raise KeyboardInterrupt')\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "stopped"], capture_output=True, text=True, timeout=60, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": ROOTS},
+    )  # fmt: skip
+    assert done.returncode == 130
+    assert "interrupted" in done.stderr
+
+
 def test_a_terminal_without_unicode_is_no_error() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "kvgauge", "plan", "llama-3.1-8b", "--think", "5"],

@@ -59,9 +59,11 @@ def test_two_runs_never_share_a_folder(tmp_path: Path) -> None:
 
 def test_a_folder_whose_run_died_before_its_manifest_is_taken(tmp_path: Path) -> None:
     RunFolder.create(tmp_path / "a").close()
+    (tmp_path / "a" / ".manifest.json.0badf00d.part").write_text("half")
     with pytest.raises(UserError, match="no run to resume"):
         RunFolder.reopen(tmp_path / "a")
     RunFolder.create(tmp_path / "a").close()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["records.jsonl"]
 
 
 def test_the_lock_of_a_run_dies_with_its_process(tmp_path: Path) -> None:

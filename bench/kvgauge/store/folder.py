@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,13 @@ class RunFolder:
         try:
             make_folder(path)
             records = _open_locked(path, os.O_CREAT)
-            if (path / MANIFEST).exists() or os.fstat(records).st_size:
-                os.close(records)
-                raise UserError(
-                    f"run folder {path}: already in use; give another --run-dir, or --resume"
-                )
-            sync_folder(path)
+            with _closed_on_error(records):
+                if (path / MANIFEST).exists() or os.fstat(records).st_size:
+                    raise UserError(
+                        f"run folder {path}: already in use; give another --run-dir, or --resume"
+                    )
+                _remove_parts(path)
+                sync_folder(path)
         except OSError as error:
             raise UserError(
                 f"run folder {path}: {error.strerror}; give another --run-dir"
@@ -105,8 +107,7 @@ class RunFolder:
         torn_bytes = len(data) - (data.rfind(b"\n") + 1)
         if torn_bytes:
             self._cut(len(data) - torn_bytes)
-        for part in self.path.glob(f".{MANIFEST}.*.part"):
-            part.unlink(missing_ok=True)
+        _remove_parts(self.path)
         return torn_bytes
 
     def _cut(self, size_bytes: int) -> None:
@@ -118,12 +119,27 @@ class RunFolder:
 
 def _open_locked(path: Path, create: int) -> int:
     records = os.open(path / RECORDS, os.O_RDWR | os.O_APPEND | create, 0o666)
-    if lock(records):
-        return records
-    pid = holder(records)
-    os.close(records)
-    who = "another process" if pid is None else f"process {pid}"
-    raise UserError(f"run folder {path}: already in use: {who} is writing it")
+    with _closed_on_error(records):
+        if not lock(records):
+            pid = holder(records)
+            who = "another process" if pid is None else f"process {pid}"
+            raise UserError(f"run folder {path}: already in use: {who} is writing it")
+    return records
+
+
+@contextlib.contextmanager
+def _closed_on_error(handle: int) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def _remove_parts(path: Path) -> None:
+    """Manifests whose writer died before they took their place."""
+    for part in path.glob(f".{MANIFEST}.*.part"):
+        part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
