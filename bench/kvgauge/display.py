@@ -124,6 +124,7 @@ class Progress:
         self._total_s = sum(job.estimate_s for job in jobs.jobs) or 1.0
         self._done_s = 0.0
         self._done = 0
+        self._seen: set[str] = set()
         self._count = len(jobs.jobs)
         self._started = time.monotonic()
         self._console = _err()
@@ -144,17 +145,20 @@ class Progress:
             self._status.stop()
 
     def show(self, job: Job, record: Record) -> None:
-        """One more cell is done."""
-        self._done += 1
-        self._done_s += job.estimate_s
+        """One more cell is done, or done again because it was disturbed."""
+        first = job.plan.cell.cell_id not in self._seen
+        self._seen.add(job.plan.cell.cell_id)
+        self._done += first
+        self._done_s += job.estimate_s if first else 0.0
         elapsed_s = time.monotonic() - self._started
         left_s = elapsed_s * (self._total_s - self._done_s) / self._done_s
-        text = f"[{self._done}/{self._count}] {record_line(job.plan.cell.label(), record)}"
+        place = f"{self._done}/{self._count}" if first else "again"
+        text = f"[{place}] {record_line(job.plan.cell.label(), record)}"
         if record.status not in ("ok", "unsupported", "oom"):
             note(text)
         if self._status is not None:
             self._status.update(escape(f"{text} · {left_s:.0f} s left"))
-        elif self._done == self._count or self._done % max(1, self._count // 10) == 0:
+        elif first and (self._done == self._count or self._done % max(1, self._count // 10) == 0):
             note(f"{text} · {left_s:.0f} s left")
 
 

@@ -15,6 +15,8 @@ from kvgauge.store.folder import MANIFEST
 
 # A cell that ended so is a finding, and is not measured again; what merely did not come to an end is.
 FINAL: frozenset[Status] = frozenset({"ok", "invalid", "oom", "unsupported"})
+# A disturbed cell is measured once more, not for ever.
+MAX_ATTEMPTS = 2
 # May be another one than before: which cells a run has does not depend on it.
 _FREE_OPTIONS = frozenset({"budget_s"})
 
@@ -30,6 +32,17 @@ def left(jobs: Sequence[Job], records: Sequence[Record]) -> list[tuple[Job, int]
         elif before.status not in FINAL:
             found.append((job, before.attempt + 1))
     return found
+
+
+def disturbed(jobs: Sequence[Job], records: Sequence[Record]) -> list[tuple[Job, int]]:
+    """The jobs whose only record is right but disturbed, each with the number of its next attempt."""
+    last = {record.cell_id: record for record in records}
+    found = []
+    for job in jobs:
+        record = last.get(job.plan.cell.cell_id)
+        if record is not None and record.status == "ok" and not record.trust.ok:
+            found.append((job, record.attempt + 1))
+    return [(job, number) for job, number in found if number <= MAX_ATTEMPTS]
 
 
 def going_on(manifest: Manifest) -> Manifest:

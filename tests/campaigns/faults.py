@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from campaigns.broken_cells import FAULTS, broken_then_mended
 from kvgauge.errors import UserError
 from kvgauge.schema import Run
 from kvgauge.store.reader import load_run
@@ -125,9 +126,14 @@ def check_finished(row: Row, run_dir: Path, kept: bytes, whole: Run) -> None:
     except UserError as error:
         row.faults[f"unreadable: {error}"] += 1
         return
-    ids = Counter(record.cell_id for record in run.records)
-    row.expect(set(ids) == set(whole.manifest.cells), "other cells than an undisturbed run")
-    row.expect(max(ids.values(), default=0) <= 1, "a cell has two records")
+    ids = Counter((record.cell_id, record.attempt) for record in run.records)
+    cells = {cell_id for cell_id, _attempt in ids}
+    row.expect(cells == set(whole.manifest.cells), "other cells than an undisturbed run")
+    row.expect(max(ids.values(), default=0) <= 1, "a record is there twice")
+    # A disturbed cell is measured once more, and no other one is.
+    again = [r for r in run.records if r.attempt > 1]
+    disturbed = {r.cell_id for r in run.records if r.attempt == 1 and not r.trust.ok}
+    row.expect({r.cell_id for r in again} <= disturbed, "a finished cell was measured again")
     row.expect({r.status for r in run.records} == {"ok"}, "a record is not ok")
     row.expect(run.manifest.status == "complete", f"the manifest says {run.manifest.status}")
     row.expect(run.torn_lines == 0, "a torn line stayed")
@@ -292,8 +298,18 @@ def _mount(*arguments: str) -> int:
     return subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode
 
 
+def broken_cells(campaign: Campaign) -> Row:
+    """Workers that run out of memory, hang or crash; then resumed with mended ones."""
+    row = Row(
+        "cells that run out of memory, hang or crash in a worker; resumed with mended backends"
+    )
+    row.came, row.faults = broken_then_mended(campaign.folder / "broken")
+    row.tries = len(FAULTS)
+    return row
+
+
 # One function a scenario; it returns its row of the table.
-SCENARIOS: Sequence[Scenario] = (killed_at_random, killed_in_a_write, disk_full)
+SCENARIOS: Sequence[Scenario] = (killed_at_random, killed_in_a_write, disk_full, broken_cells)
 
 
 def undisturbed(folder: Path) -> tuple[Run, float]:
@@ -318,7 +334,7 @@ def report(rows: Sequence[Row], campaign: Campaign, seed: int, wall_s: float) ->
         f"{platform.python_version()}, {wall_s:.0f} s in all. The run: {len(manifest.cells)} cells, "
         f"{campaign.took_s:.1f} s undisturbed, start of Python included.", "",
         "After each fault: the folder is read, and the finished records are there byte for byte. Then the "
-        "run is resumed until it is complete: the cells of an undisturbed run, each with one record, "
+        "run is resumed until it is complete: the cells of an undisturbed run, no record there twice, "
         "nothing left behind, the first `started_at` kept.", "",
         "Again: `PYTHONPATH=bench:kernels:reports:tests python -m campaigns.faults --kills "
         f"{campaign.kills} --seed {seed} --out results/faults.md` (root, for the small disks).", "",

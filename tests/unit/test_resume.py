@@ -59,7 +59,7 @@ def stop_after(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
         count[0] += 1
         return real(*arguments)
 
-    monkeypatch.setattr(runner, "measure", measure)
+    monkeypatch.setattr(attempt, "measure", measure)
 
 
 def stopped(model: str, run_dir: Path, monkeypatch: pytest.MonkeyPatch, cells: int = 1) -> Run:

@@ -53,10 +53,16 @@ class Run:
     torn_lines: int = 0
 
     def latest(self) -> tuple[Record, ...]:
-        """The last attempt of each cell, in the order of first appearance."""
+        """The attempt of each cell that counts, in the order of first appearance.
+
+        The last one, unless it is right but disturbed, and the one before it was not.
+        """
         last: dict[str, Record] = {}
         for record in self.records:
-            last[record.cell_id] = record
+            before = last.get(record.cell_id)
+            disturbed = record.status == "ok" and not record.trust.ok
+            if before is None or not before.trust.ok or not disturbed:
+                last[record.cell_id] = record
         return tuple(last.values())
 
 
