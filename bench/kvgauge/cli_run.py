@@ -99,8 +99,9 @@ def _resume(
     with RunFolder.reopen(run_dir) as folder:
         earlier = resume.load_earlier(run_dir)
         options = resume.options_of(earlier.manifest, run_dir, given)
-        kind, index = earlier.manifest.device.kind, earlier.manifest.device.index
-        chosen = _device(where[0] or kind, where[1] or index or 0, require_device)
+        was = earlier.manifest.device
+        kind, gpu = where[0] or was.kind, (was.index or 0) if where[1] is None else where[1]
+        chosen = _device(kind, gpu, require_device)
         listed = list_jobs(options, chosen.ref.kind)
         resume.check_same_run(earlier.manifest, run_dir, options, chosen.ref, listed)
         left = tuple(job for job, _attempt in resume.left(listed.jobs, earlier.records))
