@@ -165,9 +165,12 @@ def killed_at_random(campaign: Campaign) -> Row:
                 process.kill()
                 process.wait()
             row.tries += 1
-            row.came[_moment(run_dir, len(kept))] += 1
+            moment = _moment(run_dir, len(kept))
+            row.came[moment] += 1
             kept = check_kept(row, run_dir, kept)
             check_readable(row, run_dir)
+            if moment == "after the end":
+                break
         check_finished(row, run_dir, kept, campaign.whole)
         shutil.rmtree(run_dir)
     row.came["folders resumed to the end"] = folders

@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from kvgauge import jobs, runner
 from kvgauge.devices.cpu import CpuDevice
 from kvgauge.store.folder import RunFolder
-from kvgauge.suites.hf_engine import WEIGHT_PACKAGES, missing_packages
+from kvgauge.suites.hf_engine import WEIGHT_PACKAGES, Engine, missing_packages
 from kvgauge.suites.model import Model
 
 NEEDS_WEIGHTS = pytest.mark.skipif(
@@ -37,6 +38,23 @@ def test_a_real_model_grows_by_the_formula(tmp_path: Path) -> None:
         assert "scaled_dot_product" in str(r.backend.kernel)
     assert [r.trace.depth_tokens for r in result.records] == [50, 60]
     assert result.records[0].trace.prompt == 48
+
+
+@NEEDS_WEIGHTS
+def test_a_second_session_reads_the_trace_of_the_first_and_goes_on() -> None:
+    engine, cpu = Engine("smollm2-135m"), torch.device("cpu")
+    first = engine.start(torch.float32, "sdpa", cpu, seed=0)
+    first.advance_to(60)
+    second = engine.start(torch.float32, "eager", cpu, seed=0)
+    for depth in (51, 60):
+        second.advance_to(depth)
+        assert second.depth_tokens == depth == len(second.tokens) - 1
+    assert second.tokens == first.tokens
+    assert torch.allclose(first.step(), second.step(), atol=1e-3)
+    second.advance_to(62)
+    assert second.tokens[:61] == first.tokens
+    first.advance_to(62)
+    assert first.tokens == second.tokens
 
 
 @NEEDS_WEIGHTS

@@ -24,6 +24,7 @@ PROMPT = (
 )
 PROMPT_TOKENS = 48
 _TEMPERATURE = 0.8
+_CHUNK_TOKENS = 256  # of a known trace, read at once
 
 
 def missing_packages(model: str) -> str | None:
@@ -36,13 +37,17 @@ def missing_packages(model: str) -> str | None:
 
 @dataclass(slots=True)
 class Session:
-    """A model, the tokens so far, and its own cache, which holds all of them but the last one."""
+    """A model, the tokens so far, and its own cache, which holds all of them but the last one.
+
+    `trace` is what was generated from this seed before, by whichever attention: it is read, not drawn again.
+    """
 
     model: Any
     cache: Any
     tokens: list[int]
     generator: torch.Generator
     banned: tuple[int, ...]
+    trace: list[int]
 
     @property
     def depth_tokens(self) -> int:
@@ -50,19 +55,26 @@ class Session:
         return int(self.cache.get_seq_length())
 
     def advance_to(self, depth_tokens: int) -> None:
-        """Generate until the cache holds that many tokens.
+        """Read the trace, or go on generating it, until the cache holds that many tokens.
 
         The end-of-text token is never drawn, so that the trace reaches every depth.
         """
         while self.depth_tokens < depth_tokens:
-            self.tokens.append(self._draw(self._forward()))
+            here = self.depth_tokens
+            known = self.trace[here : min(depth_tokens, here + _CHUNK_TOKENS, len(self.trace) - 1)]
+            if known:
+                self._forward(known)
+                self.tokens = self.trace[: here + len(known) + 1]
+            else:
+                self.tokens.append(self._draw(self._forward(self.tokens[-1:])))
+                self.trace[len(self.tokens) - 1 :] = self.tokens[-1:]
 
     def step(self) -> torch.Tensor:
         """One decode step at this depth; the appended token is then dropped again.
 
         Returns the logits `[vocab]` of the next token.
         """
-        logits = self._forward()
+        logits = self._forward(self.tokens[-1:])
         self.cache.crop(-1)
         return logits
 
@@ -82,10 +94,12 @@ class Session:
             for tensor in (layer.keys, layer.values)
         )
 
-    def _forward(self) -> torch.Tensor:
-        ids = torch.tensor([self.tokens[-1:]], device=self.model.device)
+    def _forward(self, tokens: list[int]) -> torch.Tensor:
+        ids = torch.tensor([tokens], device=self.model.device)
         with torch.no_grad():
-            out = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True)
+            out = self.model(
+                input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1
+            )
         logits: torch.Tensor = out.logits[0, -1]
         return logits
 
@@ -101,6 +115,7 @@ class Engine:
     def __init__(self, model: str) -> None:
         self.name = model
         self._loaded: tuple[Any, Any] | None = None
+        self._traces: dict[int, list[int]] = {}
 
     def version(self) -> str:
         """The version of transformers."""
@@ -128,7 +143,8 @@ class Engine:
         generator = torch.Generator().manual_seed(seed)
         end = model.generation_config.eos_token_id
         banned = tuple(end) if isinstance(end, list) else (end,) if end is not None else ()
-        return Session(model, cache, tokens, generator, banned)
+        trace = self._traces.setdefault(seed, list(tokens))
+        return Session(model, cache, tokens, generator, banned, trace)
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
