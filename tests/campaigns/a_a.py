@@ -2,8 +2,8 @@
 
 PYTHONPATH=bench:kernels:reports:tests python -m campaigns.a_a [--comparisons N] [--seed S] [--out FILE]
 
-Each comparison makes two sets of caches of one cell, samples them in turn and forms the 95% interval of the
-ratio. A comparison is flagged out where `kvgauge run` would flag a time. Beside FILE goes FILE.jsonl with
+Each comparison makes two sets of caches of one cell for each of its blocks, samples them in turn and forms
+the 95% interval of the ratio. A comparison is flagged out where `kvgauge run` would flag a time. Beside FILE goes FILE.jsonl with
 every sample. Leave the machine alone meanwhile, or do not: what others take is in the table.
 """
 
@@ -20,7 +20,8 @@ from pathlib import Path
 
 from kvgauge.devices.cpu import CpuDevice
 from kvgauge.devices.probe import make_probe
-from kvgauge.measure.pairs import Pairs, sample_pairs
+from kvgauge.measure.pairs import PAIRS_A_BLOCK, Pairs, sample_pairs
+from kvgauge.measure.sampler import Step
 from kvgauge.measure.stats import half_width, median
 from kvgauge.measure.validity import trust_flags
 from kvgauge.schema import Criterion
@@ -31,7 +32,7 @@ from kvgauge.suites.types import CellPlan, Context, cell_kv_bytes, trace_cell
 from kvgauge.traces.types import Trace
 from kvgauge_kernels import BACKENDS
 
-CRITERION = Criterion(0.01, min_samples=30, max_samples=80, budget_s=4.0)
+CRITERION = Criterion(0.02, min_samples=10, max_samples=16, budget_s=10.0, max_warm_up=2)
 MODEL, FORMAT, BACKEND, DEPTH, LAYERS = "llama-3.1-8b", "bf16", "eager", 2048, 2
 HELD = (183, 197)  # of 200: a binomial of 0.95 lies in it 95 times in 100
 
@@ -47,13 +48,18 @@ def compare(cell: CellPlan, context: Context) -> tuple[Pairs, tuple[str, ...], f
     """One comparison on fresh caches, its flags, and the share of core time that others took."""
     device = context.device
     sets = input_sets(cell_kv_bytes(cell), device.last_level_cache_bytes, "cold")
-    a, b = (
-        [work.step for work in input_work(cell, context, BACKENDS[BACKEND], sets)[0]]
-        for _ in range(2)
-    )
+
+    def side() -> list[Step]:
+        return [work.step for work in input_work(cell, context, BACKENDS[BACKEND], sets)[0]]
+
     watch = device.watch()
     pairs = sample_pairs(
-        a, b, device, context.probe, context.criterion, context.phases, context.seed
+        lambda: (side(), side()),
+        device,
+        context.probe,
+        context.criterion,
+        context.phases,
+        context.seed,
     )
     conditions = watch.stop()
     # Drift of the machine cancels in a ratio: the ratios are held to the rules of a time.
@@ -80,8 +86,8 @@ def main() -> None:
             json.dumps({
                 "comparison": number, "ratio": ratio, "low": low, "high": high,
                 "flags": flags, "cpu_taken": taken, "stop_reason": pairs.stop_reason,
-                "a_us": [round(t * 1e6, 1) for t in pairs.a_s],
-                "b_us": [round(t * 1e6, 1) for t in pairs.b_s],
+                "a_us": [[round(t * 1e6, 1) for t in block.a_s] for block in pairs.blocks],
+                "b_us": [[round(t * 1e6, 1) for t in block.b_s] for block in pairs.blocks],
             })
         )  # fmt: skip
         print(f"{number + 1}: {ratio:.4f} [{low:.4f}, {high:.4f}] {' '.join(flags)}", flush=True)
@@ -98,8 +104,8 @@ def table(
 ) -> str:
     """The document."""
     clean = [row for row in rows if not row[2]]
-    taken = [len(row[3].a_s) for row in rows]
-    medians = [median(row[3].a_s) for row in rows]
+    taken = [len(row[3].blocks) for row in rows]
+    medians = [median([t for block in row[3].blocks for t in block.a_s]) for row in rows]
     revision, dirty = git_state()
     found = {
         "comparisons": str(len(rows)),
@@ -108,7 +114,7 @@ def table(
         "median half-width of the interval": f"{median([row[1] for row in rows]):.2%} (at most 3% is wanted)",
         "largest half-width": f"{max(row[1] for row in rows):.2%}",
         "flagged out": f"{len(rows) - len(clean)} ({flag_words(rows)}; at most 10% are wanted)",
-        "pairs a comparison": f"{min(taken)} to {max(taken)}",
+        f"blocks of {PAIRS_A_BLOCK} pairs a comparison": f"{min(taken)} to {max(taken)}",
         "the cell's median time over the campaign": (
             f"{min(medians) * 1e3:.2f} to {max(medians) * 1e3:.2f} ms, "
             f"{max(medians) / min(medians):.2f} times from the fastest to the slowest comparison"
@@ -119,7 +125,7 @@ def table(
 
 Run on {datetime.now(UTC):%Y-%m-%d} on {device}, {os.cpu_count()} cores, Python {platform.python_version()}, \
 revision {(revision or "unknown")[:7]}{" and changes" if dirty else ""}, in {elapsed_s:.0f} s. \
-Cell: {cell.cell.label()}, {LAYERS} layers. Each comparison has caches of its own on both sides.
+Cell: {cell.cell.label()}, {LAYERS} layers. Each block has caches of its own on both sides.
 
 Again: `PYTHONPATH=bench:kernels:reports:tests python -m campaigns.a_a --comparisons {len(rows)} \
 --seed {seed}`. Every sample stands in `a_a.jsonl`.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from kvgauge.devices.cpu import CpuDevice
-from kvgauge.measure.pairs import Pairs, sample_pairs
+from kvgauge.measure.pairs import PAIRS_A_BLOCK, Block, Pairs, Sides, sample_pairs
 from kvgauge.measure.phases import Phases
+from kvgauge.measure.stats import median_interval
 from kvgauge.schema import Criterion
 
 
@@ -34,13 +35,19 @@ class SteadyProbe:
         return 1e9
 
 
-CRITERION = Criterion(0.03, min_samples=10, max_samples=60, budget_s=60)
+CRITERION = Criterion(0.0, min_samples=12, max_samples=12, budget_s=60, max_warm_up=1)
 
 
 def pairs(cost_b: float, seed: int) -> Pairs:
-    device = Drifting(np.random.default_rng(seed))
-    a, b = [lambda: 1.0], [lambda: cost_b]
-    return sample_pairs(a, b, device, SteadyProbe(), CRITERION, Phases(), seed)
+    rng = np.random.default_rng(seed)
+    device = Drifting(rng)
+
+    def make() -> Sides:
+        # Each allocation has a speed of its own, as long as it lives.
+        a, b = rng.normal(1, 0.02, 2)
+        return [lambda: float(a)], [lambda: float(cost_b * b)]
+
+    return sample_pairs(make, device, SteadyProbe(), CRITERION, Phases(), seed)
 
 
 @pytest.mark.parametrize("cost_b", [1.0, 1.25])
@@ -53,32 +60,45 @@ def test_the_interval_of_the_ratio_holds_it_although_the_machine_drifts(cost_b: 
     assert 180 <= held <= 200  # 190 are expected, 3.2 standard deviations to either side
 
 
+def test_samples_of_one_allocation_alone_would_not() -> None:
+    held = 0
+    for seed in range(200):
+        [first, *_more] = pairs(1.0, seed).blocks
+        low, high = median_interval([a / b for a, b in zip(first.a_s, first.b_s, strict=True)] * 10)
+        held += low <= 1.0 <= high
+    assert held < 170
+
+
 def test_which_goes_first_is_drawn_and_the_seed_repeats_it() -> None:
     order: list[str] = []
-    times = iter([1.0] * 1000)
 
     class Steady(CpuDevice):
         def timed(self, step: Callable[[], object]) -> float:
             step()
-            return next(times)
+            return 1.0
 
     def run(seed: int) -> str:
         order.clear()
-        criterion = Criterion(0.0, min_samples=20, max_samples=20, budget_s=60, max_warm_up=1)
-        a, b = [lambda: order.append("a")], [lambda: order.append("b")]
-        sample_pairs(a, b, Steady(), SteadyProbe(), criterion, Phases(), seed)
-        return "".join(order[2:])  # two warm up
+
+        def make() -> Sides:
+            order.append("|")
+            return [lambda: order.append("a")], [lambda: order.append("b")]
+
+        sample_pairs(make, Steady(), SteadyProbe(), CRITERION, Phases(), seed)
+        return "".join(order)
 
     first, again, other = run(0), run(0), run(1)
     assert first == again != other
-    taken = [first[i : i + 2] for i in range(0, len(first), 2)]
-    assert set(taken) == {"ab", "ba"}
+    blocks = first.split("|")[1:]
+    assert len(blocks) == 12
+    for block in blocks:  # two warm up; then each pair has both
+        taken = [block[i : i + 2] for i in range(2, len(block), 2)]
+        assert len(taken) == PAIRS_A_BLOCK
+        assert set(taken) <= {"ab", "ba"}
+    assert {"ab", "ba"} <= {b[i : i + 2] for b in blocks for i in range(2, len(b), 2)}
 
 
-def test_ratios_pair_by_pair() -> None:
-    def numbers() -> Iterator[float]:
-        yield from (2.0, 3.0, 9.0)
-
-    found = Pairs(tuple(numbers()), (1.0, 2.0, 3.0), (1.0, 1.0, 1.0), "converged")
-    assert found.ratios == (2.0, 1.5, 3.0)
-    assert found.ratio() == (2.0, 1.5, 3.0)
+def test_a_block_is_the_median_of_its_ratios() -> None:
+    block = Block((2.0, 3.0, 9.0), (1.0, 2.0, 3.0))
+    assert block.ratio == 2.0
+    assert Pairs((block, Block((1.0,), (2.0,)), block), "converged").ratio() == (2.0, 0.5, 2.0)

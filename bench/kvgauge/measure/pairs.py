@@ -1,14 +1,17 @@
-"""Two steps compared in one run: a sample of each beside the other, so that drift cancels.
+"""Two steps compared in one run: a sample of each beside the other, in blocks with fresh data.
 
 On a machine that changes speed within seconds two medians taken one after the other differ by what
-the machine did in between. The ratio of two neighbouring samples does not.
+the machine did in between. The ratio of two neighbouring samples does not. But two allocations of one and
+the same cache differ by a percent or so for as long as they live, however often they are sampled: the data
+are made anew for each block, and the interval is that of the blocks (Kalibera and Jones 2013, "Rigorous
+benchmarking in reasonable time": repeat at the level at which results vary).
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kvgauge.devices.types import Device
@@ -17,30 +20,44 @@ from kvgauge.measure.sampler import Clock, Step, stop_reason, warm_up
 from kvgauge.measure.stats import median, median_interval
 from kvgauge.schema import Criterion
 
+PAIRS_A_BLOCK = 8
+
+Sides = tuple[Sequence[Step], Sequence[Step]]
+"""The steps of A and of B, each on input sets that take turns."""
+
 
 @dataclass(frozen=True, slots=True)
-class Pairs:
-    """Seconds of A and of B, pair by pair, the probe's bandwidth before each pair, and the stop."""
+class Block:
+    """Seconds of A and of B, pair by pair, on one allocation of their data."""
 
     a_s: tuple[float, ...]
     b_s: tuple[float, ...]
-    read_bytes_per_s: tuple[float, ...]
+
+    @property
+    def ratio(self) -> float:
+        """The median of A's time over B's."""
+        return median([a / b for a, b in zip(self.a_s, self.b_s, strict=True)])
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """All blocks, and why there are no more."""
+
+    blocks: tuple[Block, ...]
     stop_reason: str
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """A's time over B's, pair by pair."""
-        return tuple(a / b for a, b in zip(self.a_s, self.b_s, strict=True))
+        """A's time over B's, block by block."""
+        return tuple(block.ratio for block in self.blocks)
 
     def ratio(self) -> tuple[float, float, float]:
-        """The median ratio with its 95% interval."""
-        low, high = median_interval(self.ratios)
-        return median(self.ratios), low, high
+        """The median over the blocks with its 95% interval."""
+        return median(self.ratios), *median_interval(self.ratios)
 
 
 def sample_pairs(
-    a: Sequence[Step],
-    b: Sequence[Step],
+    make: Callable[[], Sides],
     device: Device,
     probe: Clock,
     criterion: Criterion,
@@ -49,27 +66,32 @@ def sample_pairs(
 ) -> Pairs:
     """Sample A and B in turn, a coin saying which goes first, until the ratio's interval is narrow.
 
-    The cache is flushed before each sample of either, as `sample` does; its criterion applies to ratios.
+    `make` allocates and fills the data of both. The cache is flushed before each sample of either. The
+    criterion's samples are blocks.
     """
     rng = random.Random(seed)  # noqa: S311 - an order, not a secret
-    with phases("warm_up"):
-        warm_up(a, device, criterion)
-        warm_up(b, device, criterion)
-    times: tuple[list[float], list[float]] = ([], [])
-    reads: list[float] = []
-    ratios: list[float] = []
+    blocks: list[Block] = []
     started = time.monotonic()
     reason = None
     while reason is None:
-        n = len(ratios)
-        given: list[float] = []
-        for which in rng.sample((0, 1), 2):
-            steps = (a, b)[which]
-            with phases("probe"):
-                given.append(probe.read_bytes_per_s())
-            with phases("samples"):
-                times[which].append(device.timed(steps[n % len(steps)]))
-        reads.append(given[0])
-        ratios.append(times[0][-1] / times[1][-1])
+        with phases("fill"):
+            sides = make()
+        with phases("warm_up"):
+            for steps in sides:
+                warm_up(steps, device, criterion)
+        blocks.append(_block(sides, device, probe, phases, rng))
+        ratios = [block.ratio for block in blocks]
         reason = stop_reason(ratios, time.monotonic() - started, criterion)
-    return Pairs(tuple(times[0]), tuple(times[1]), tuple(reads), reason)
+    return Pairs(tuple(blocks), reason)
+
+
+def _block(sides: Sides, device: Device, probe: Clock, phases: Phases, rng: random.Random) -> Block:
+    times: tuple[list[float], list[float]] = ([], [])
+    for pair in range(PAIRS_A_BLOCK):
+        for which in rng.sample((0, 1), 2):
+            steps = sides[which]
+            with phases("probe"):
+                probe.read_bytes_per_s()
+            with phases("samples"):
+                times[which].append(device.timed(steps[pair % len(steps)]))
+    return Block(tuple(times[0]), tuple(times[1]))
