@@ -3,8 +3,9 @@
 PYTHONPATH=bench:kernels:reports:tests python -m campaigns.a_a [--comparisons N] [--seed S] [--out FILE]
 
 Each comparison makes two sets of caches of one cell for each of its blocks, samples them in turn and forms
-the 95% interval of the ratio. A comparison is flagged out where `kvgauge run` would flag a time. Beside FILE goes FILE.jsonl with
-every sample. Leave the machine alone meanwhile, or do not: what others take is in the table.
+the 95% interval of the ratio. A comparison is flagged out where `kvgauge run` would flag a time. Beside
+FILE goes FILE.jsonl with every sample. Leave the machine alone meanwhile, or do not: what others take is
+in the table.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def compare(cell: CellPlan, context: Context) -> tuple[Pairs, tuple[str, ...], f
 
     watch = device.watch()
     pairs = sample_pairs(
-        lambda: (side(), side()),
+        side,
+        side,
         device,
         context.probe,
         context.criterion,

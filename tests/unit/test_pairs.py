@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from kvgauge.devices.cpu import CpuDevice
-from kvgauge.measure.pairs import PAIRS_A_BLOCK, Block, Pairs, Sides, sample_pairs
+from kvgauge.measure.pairs import PAIRS_A_BLOCK, Block, Pairs, sample_pairs
 from kvgauge.measure.phases import Phases
+from kvgauge.measure.sampler import Step
 from kvgauge.measure.stats import median_interval
 from kvgauge.schema import Criterion
 
@@ -42,12 +45,16 @@ def pairs(cost_b: float, seed: int) -> Pairs:
     rng = np.random.default_rng(seed)
     device = Drifting(rng)
 
-    def make() -> Sides:
-        # Each allocation has a speed of its own, as long as it lives.
-        a, b = rng.normal(1, 0.02, 2)
-        return [lambda: float(a)], [lambda: float(cost_b * b)]
+    made = itertools.count()
 
-    return sample_pairs(make, device, SteadyProbe(), CRITERION, Phases(), seed)
+    def side(cost: float) -> list[Step]:
+        # Each allocation has a speed of its own, as long as it lives, and the first of two a better place.
+        speed = float(rng.normal(1, 0.02)) + 0.02 * (next(made) % 2)
+        return [lambda: cost * speed]
+
+    return sample_pairs(
+        lambda: side(1.0), lambda: side(cost_b), device, SteadyProbe(), CRITERION, Phases(), seed
+    )
 
 
 @pytest.mark.parametrize("cost_b", [1.0, 1.25])
@@ -80,16 +87,20 @@ def test_which_goes_first_is_drawn_and_the_seed_repeats_it() -> None:
     def run(seed: int) -> str:
         order.clear()
 
-        def make() -> Sides:
-            order.append("|")
-            return [lambda: order.append("a")], [lambda: order.append("b")]
+        def side(name: str) -> list[Step]:
+            order.append(f"|{name.upper()}")
+            return [lambda: order.append(name)]
 
-        sample_pairs(make, Steady(), SteadyProbe(), CRITERION, Phases(), seed)
+        sample_pairs(
+            lambda: side("a"), lambda: side("b"), Steady(), SteadyProbe(), CRITERION, Phases(), seed
+        )
         return "".join(order)
 
     first, again, other = run(0), run(0), run(1)
     assert first == again != other
-    blocks = first.split("|")[1:]
+    makings = re.findall(r"\|([AB])\|([AB])", first)
+    assert set(makings) == {("A", "B"), ("B", "A")}
+    blocks = re.split(r"\|[AB]\|[AB]", first)[1:]
     assert len(blocks) == 12
     for block in blocks:  # two warm up; then each pair has both
         taken = [block[i : i + 2] for i in range(2, len(block), 2)]

@@ -4,7 +4,8 @@ On a machine that changes speed within seconds two medians taken one after the o
 the machine did in between. The ratio of two neighbouring samples does not. But two allocations of one and
 the same cache differ by a percent or so for as long as they live, however often they are sampled: the data
 are made anew for each block, and the interval is that of the blocks (Kalibera and Jones 2013, "Rigorous
-benchmarking in reasonable time": repeat at the level at which results vary).
+benchmarking in reasonable time": repeat at the level at which results vary). An allocator that is given
+back a block hands out the same pages again: a coin says whose data are made first.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from kvgauge.schema import Criterion
 
 PAIRS_A_BLOCK = 8
 
+Make = Callable[[], Sequence[Step]]
+"""Makes the data of one side: the same step on input sets that take turns."""
 Sides = tuple[Sequence[Step], Sequence[Step]]
-"""The steps of A and of B, each on input sets that take turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,8 @@ class Pairs:
 
 
 def sample_pairs(
-    make: Callable[[], Sides],
+    make_a: Make,
+    make_b: Make,
     device: Device,
     probe: Clock,
     criterion: Criterion,
@@ -66,7 +69,7 @@ def sample_pairs(
 ) -> Pairs:
     """Sample A and B in turn, a coin saying which goes first, until the ratio's interval is narrow.
 
-    `make` allocates and fills the data of both. The cache is flushed before each sample of either. The
+    `make_a` and `make_b` allocate and fill the data of a side. The cache is flushed before each sample of either. The
     criterion's samples are blocks.
     """
     rng = random.Random(seed)  # noqa: S311 - an order, not a secret
@@ -75,14 +78,23 @@ def sample_pairs(
     reason = None
     while reason is None:
         with phases("fill"):
-            sides = make()
+            sides = _made((make_a, make_b), rng)
         with phases("warm_up"):
             for steps in sides:
                 warm_up(steps, device, criterion)
         blocks.append(_block(sides, device, probe, phases, rng))
+        del steps, sides  # the next block's data take their place
         ratios = [block.ratio for block in blocks]
         reason = stop_reason(ratios, time.monotonic() - started, criterion)
     return Pairs(tuple(blocks), reason)
+
+
+def _made(makers: tuple[Make, Make], rng: random.Random) -> Sides:
+    if rng.random() < 0.5:
+        a = makers[0]()
+        return a, makers[1]()
+    b = makers[1]()
+    return makers[0](), b
 
 
 def _block(sides: Sides, device: Device, probe: Clock, phases: Phases, rng: random.Random) -> Block:
