@@ -69,8 +69,8 @@ def sample_pairs(
 ) -> Pairs:
     """Sample A and B in turn, a coin saying which goes first, until the ratio's interval is narrow.
 
-    `make_a` and `make_b` allocate and fill the data of a side. The cache is flushed before each sample of either. The
-    criterion's samples are blocks.
+    `make_a` and `make_b` allocate and fill the data of a side. The cache is flushed before each sample of
+    either. The criterion's samples are blocks.
     """
     rng = random.Random(seed)  # noqa: S311 - an order, not a secret
     blocks: list[Block] = []
