@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from kvgauge.errors import UserError
-from kvgauge.schema import Run
+from kvgauge.schema import Run, Spent
+from kvgauge.units import seconds
 from kvgauge_reports import answer, tables, words
 from kvgauge_reports.anchors import Anchors
 from kvgauge_reports.cards import cards
@@ -19,7 +21,7 @@ from kvgauge_reports.frame import records_frame
 from kvgauge_reports.headline import headline
 from kvgauge_reports.headline_types import Headline
 from kvgauge_reports.overview import overview_table
-from kvgauge_reports.text import NONE, clean, count, plural
+from kvgauge_reports.text import NONE, clean, count, percent, plural
 
 _MAX_FACTS = 60
 
@@ -91,7 +93,8 @@ def _notes(run: Run) -> tuple[str, ...]:
     notes = []
     repeated = len(run.records) - len(run.latest())
     if repeated:
-        notes.append(f"{plural(repeated, 'earlier attempt')} of a cell: the last one counts.")
+        attempts = plural(repeated, "earlier attempt")
+        notes.append(f"{attempts} of a cell: the last one counts, or the undisturbed one.")
     if run.torn_lines:
         notes.append(f"{plural(run.torn_lines, 'torn line')} of records.jsonl could not be read.")
     if run.manifest.status == "running":
@@ -116,10 +119,24 @@ def _provenance(run: Run) -> tuple[tuple[str, str], ...]:
         ("finished", clean(m.finished_at, 40)),
         ("status", m.status),
         ("device", f"{clean(m.device.kind, 20)} · {clean(m.device.name, 80)}"),
+        ("where the time went", _spent(m.spent)),
     ]
     facts += [(f"machine: {clean(k, 40)}", _plain(v)) for k, v in list(m.machine.items())]
     facts += [(f"version: {clean(k, 40)}", clean(v, 60)) for k, v in list(m.versions.items())]
     return tuple(facts[:_MAX_FACTS])
+
+
+def _spent(spent: Spent | None) -> str:
+    parts = {} if spent is None else asdict(spent)
+    total_s = sum(parts.values())
+    if not 0 < total_s < float("inf"):
+        return NONE
+    shares = ", ".join(
+        f"{name.removesuffix('_s').replace('_', '-')} {percent(part_s / total_s)}"
+        for name, part_s in parts.items()
+        if part_s
+    )
+    return f"{seconds(total_s)}: {shares}"
 
 
 def _plain(value: Any) -> str:

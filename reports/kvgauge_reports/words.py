@@ -19,7 +19,7 @@ READING: tuple[tuple[str, str], ...] = (
     ),
     (
         "time",
-        "The median of all samples, each with a cold cache. In brackets the bootstrap 95% interval "
+        "The median of all samples, each with a cold cache. In brackets the 95% interval "
         "of that median; n is the number of samples.",
     ),
     (

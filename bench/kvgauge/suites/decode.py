@@ -131,7 +131,7 @@ class Decode:
             steps=steps,
             operations=_operations(plan),
             cache_state=cell.cache_state,
-            prove_again=lambda step_s: prove_again(work[0], steps[0], step_s),
+            prove_again=lambda step_s: prove_again(work[0], steps[0], proof.expected, step_s),
         )
         return timed_outcome(timed, context, predicted, proven, ref)
 

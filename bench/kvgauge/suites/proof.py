@@ -48,33 +48,43 @@ class Proof:
     kernel: str | None
     error: float
     fault: Fault | None
+    expected: torch.Tensor
+    """What the oracle says of the first layer, float64 `[batch, q_heads, v_dim]`."""
 
 
 def prove(work: Work) -> Proof:
     """Look at every layer of one input set; the first fault is the one that is said."""
     seen = observe_ops(work.step)
     kernel = ", ".join(sorted(seen & set(work.backend.kernel_ops))) or None
-    error = max(_error(work.backend, q, view) for q, view in work.layers)
+    errors, expected = zip(*(_error(work.backend, q, view) for q, view in work.layers), strict=True)
     fault = (
         kernel_fault(seen, work.backend.kernel_ops, work.backend.forbidden_ops)
         or tokens_fault(unread_tokens(work))
-        or output_fault(error, work.layers[0][0].dtype)
+        or output_fault(max(errors), work.layers[0][0].dtype)
     )
-    return Proof(kernel, error, fault)
+    return Proof(kernel, max(errors), fault, expected[0])
 
 
-def prove_again(work: Work, step: Callable[[], list[torch.Tensor]], step_s: float) -> Fault | None:
+def prove_again(
+    work: Work,
+    step: Callable[[], list[torch.Tensor]],
+    expected: torch.Tensor,
+    step_s: float,
+) -> Fault | None:
     """After `step` was timed: no early return, every token still read, the output still right.
 
-    `step` is the work's own or a graph of it; `step_s` is what it took.
+    `step` is the work's own or a graph of it; `step_s` is what it took; `expected` the proof's.
     """
     outputs = step()
     first = [output.clone() for output in outputs]
     time.sleep(max(step_s, _LEAST_WAIT_S))
-    dtype = outputs[0].dtype
     late = max(relative_error(a, b.double()) for a, b in zip(first, outputs, strict=True))
-    error = relative_error(first[0], oracle_decode(*work.layers[0]))
-    return early_fault(late) or tokens_fault(unread_tokens(work)) or output_fault(error, dtype)
+    error = relative_error(first[0], expected)
+    return (
+        early_fault(late)
+        or tokens_fault(unread_tokens(work))
+        or output_fault(error, first[0].dtype)
+    )
 
 
 def unread_tokens(work: Work) -> tuple[int, ...]:
@@ -96,17 +106,24 @@ def unread_tokens(work: Work) -> tuple[int, ...]:
     return tuple(unread)
 
 
-def _error(backend: AttentionBackend, q: torch.Tensor, view: KVView) -> float:
-    """The larger error of two queries: a random one, and one that looks for the last token.
+def _error(backend: AttentionBackend, q: torch.Tensor, view: KVView) -> tuple[float, torch.Tensor]:
+    """The larger error of two queries, a random one and one that looks for the last token.
 
     Among many tokens the last few hardly show in a random query's output; a query along the last
-    token's key makes an output that is wrong all over where that token was not read.
+    token's key makes an output that is wrong all over where that token was not read. The oracle
+    answers both at once; what it says of the random one is returned beside the error.
     """
-    last = _query_towards(q, view, view.tokens - 1)
-    return max(
-        relative_error(backend.decode(query, view), oracle_decode(query, view))
-        for query in (q, last)
-    )
+    queries = (q, _query_towards(q, view, view.tokens - 1))
+    batch, group = view.batch, view.group(q)
+    by_kv_head = [each.reshape(batch, view.kv_heads, group, -1) for each in queries]
+    both = oracle_decode(torch.cat(by_kv_head, dim=2).flatten(1, 2), view)
+    heads = both.reshape(batch, view.kv_heads, 2 * group, -1)
+    expected = [half.flatten(1, 2) for half in (heads[:, :, :group], heads[:, :, group:])]
+    errors = [
+        relative_error(backend.decode(query, view), right)
+        for query, right in zip(queries, expected, strict=True)
+    ]
+    return max(errors), expected[0]
 
 
 def _query_towards(q: torch.Tensor, view: KVView, token: int) -> torch.Tensor:
