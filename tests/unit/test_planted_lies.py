@@ -20,8 +20,8 @@ from kvgauge_kernels import BACKENDS, KVView
 from shapes_for_tests import gqa
 
 DEPTH = 2000
-# One is observed, three tokens are asked for twice, two queries are held against the oracle.
-CALLS_OF_THE_PROOF = 9
+# A step is observed, and a query looks for the last token.
+CALLS_OF_THE_PROOF = 2
 Decode = Callable[[torch.Tensor, KVView], torch.Tensor]
 
 
