@@ -10,7 +10,7 @@ from typing import Literal
 
 from kvgauge.schema import Spent
 
-Phase = Literal["samples", "probe", "warm_up", "fill", "check", "isolation"]
+Phase = Literal["samples", "probe", "warm_up", "fill", "generate", "check", "isolation"]
 
 
 class Phases:

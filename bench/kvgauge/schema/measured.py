@@ -46,7 +46,9 @@ class Spent:
     """Reading the device's rates, which also flushes its cache."""
     warm_up_s: float = 0.0
     fill_s: float = 0.0
-    """Allocating and filling caches, loading a model and generating up to the depth."""
+    """Allocating and filling caches, loading a model."""
+    generate_s: float = 0.0
+    """A real model's own steps up to the depth, and its prefill."""
     check_s: float = 0.0
     """The oracle, and observing which kernel runs."""
     isolation_s: float = 0.0

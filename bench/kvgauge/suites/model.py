@@ -101,7 +101,9 @@ class Model:
         cell, predicted = plan.cell, self.predict(plan)
         _name, expected, forbidden = _ATTENTION[cell.backend or ""]
         with context.phases("fill"):
-            session = self._session_at(plan, context)
+            session = self._session_for(plan, context)
+        with context.phases("generate"):
+            session.advance_to(cell.depth_tokens)
         cache_bytes = session.cache_bytes()
         with context.phases("check"):
             seen = observe_ops(session.step)
@@ -122,20 +124,18 @@ class Model:
         timed = Timed([session.step], _operations(plan), tokens_per_step=1)
         return timed_outcome(timed, context, predicted, proven, ref)
 
-    def _session_at(self, plan: CellPlan, context: Context) -> Session:
+    def _session_for(self, plan: CellPlan, context: Context) -> Session:
         """The trace so far if it leads to this cell, else a new one from the prompt."""
         cell = plan.cell
         key = (cell.model, cell.kv_format, cell.backend or "", str(context.seed))
         if self._session is not None:
             held, session = self._session
             if held == key and session.depth_tokens <= cell.depth_tokens:
-                session.advance_to(cell.depth_tokens)
                 return session
         engine = self._engines.setdefault(cell.model, Engine(cell.model))
         attention = _ATTENTION[cell.backend or ""][0]
         dtype = STORAGE_DTYPE[cell.kv_format]
         session = engine.start(dtype, attention, context.device.torch_device, context.seed)
-        session.advance_to(cell.depth_tokens)
         self._session = (key, session)
         return session
 
