@@ -177,6 +177,8 @@ def baseline_make(
     made = make_baseline([load_run(folder) for folder in run_dirs])
     write_json(out, made.to_json())
     display.note(f"wrote {out}: {len(made.cells)} cells, {len(made.series)} with times that count")
+    if not made.series:
+        display.note("no time counts: all were disturbed; this baseline guards bytes alone")
     if len(run_dirs) == 1:
         display.note("one run does not know how far runs differ: give several, of different times")
     if as_json:
@@ -236,7 +238,10 @@ def _interrupted() -> int:
     # Python notes an interrupt inside `exec`, as dataclasses use it, until the next `exec`, and would
     # end `python -m` by a signal instead of with our code.
     exec("")  # noqa: S102
-    return _fail("interrupted; what was measured is kept", ExitCode.INTERRUPTED)
+    return _fail(
+        "interrupted; what was measured is kept, and `run --resume --run-dir DIR` goes on",
+        ExitCode.INTERRUPTED,
+    )
 
 
 def _internal_or_usage(error: Exception) -> int:

@@ -124,7 +124,7 @@ class Progress:
         self._total_s = sum(job.estimate_s for job in jobs.jobs) or 1.0
         self._done_s = 0.0
         self._done = 0
-        self._seen: set[str] = set()
+        self._waiting = {job.plan.cell.cell_id for job in jobs.jobs}
         self._count = len(jobs.jobs)
         self._started = time.monotonic()
         self._console = _err()
@@ -146,20 +146,25 @@ class Progress:
 
     def show(self, job: Job, record: Record) -> None:
         """One more cell is done, or done again because it was disturbed."""
-        first = job.plan.cell.cell_id not in self._seen
-        self._seen.add(job.plan.cell.cell_id)
+        first = job.plan.cell.cell_id in self._waiting
+        self._waiting.discard(job.plan.cell.cell_id)
         self._done += first
         self._done_s += job.estimate_s if first else 0.0
         elapsed_s = time.monotonic() - self._started
-        left_s = elapsed_s * (self._total_s - self._done_s) / self._done_s
+        left_s = elapsed_s * (self._total_s - self._done_s) / max(self._done_s, 1e-9)
         place = f"{self._done}/{self._count}" if first else "again"
         text = f"[{place}] {record_line(job.plan.cell.label(), record)}"
-        if record.status not in ("ok", "unsupported", "oom"):
-            note(text)
         if self._status is not None:
             self._status.update(escape(f"{text} · {left_s:.0f} s left"))
-        elif first and (self._done == self._count or self._done % max(1, self._count // 10) == 0):
+        if not first or record.status not in ("ok", "unsupported", "oom"):
+            note(text)
+        elif self._status is None and (
+            self._done == self._count or self._done % max(1, self._count // 10) == 0
+        ):
             note(f"{text} · {left_s:.0f} s left")
+
+    def _is_worth_a_line(self) -> bool:
+        return self._done == self._count or self._done % max(1, self._count // 10) == 0
 
 
 def record_line(label: str, record: Record) -> str:
@@ -168,7 +173,8 @@ def record_line(label: str, record: Record) -> str:
         return f"{label}: {record.status} ({record.reason_code}: {record.reason})"
     measured = record.measured
     if measured is not None and measured.time_s is not None:
-        return f"{label}: {seconds(measured.time_s.median)}"
+        flags = f", disturbed ({', '.join(record.trust.flags)})" if record.trust.flags else ""
+        return f"{label}: {seconds(measured.time_s.median)}{flags}"
     return f"{label}: {decimal_bytes(measured.kv_bytes or 0) if measured else ''}"
 
 
@@ -176,7 +182,11 @@ def print_run(run: Run, path: Path) -> None:
     """What a run came to, on stderr: stdout may be wanted for JSON."""
     counts = Counter(record.status for record in run.latest())
     text = ", ".join(f"{count} {status}" for status, count in counts.items())
-    note(f"{run.manifest.status}: {counts.total()} cells ({text}) in {path}")
+    disturbed = sum(bool(record.trust.flags) for record in run.latest())
+    if disturbed:
+        text += f"; {disturbed} with a time that was disturbed"
+    cells = "1 cell" if counts.total() == 1 else f"{counts.total()} cells"
+    note(f"{run.manifest.status}: {cells} ({text}) in {path}")
 
 
 def print_rerun(result: Rerun) -> None:
@@ -197,8 +207,11 @@ def print_rerun(result: Rerun) -> None:
     console = out()
     console.print(table, soft_wrap=True)
     if result.time_ratio is not None:
-        said = "" if result.comparable else " (not comparable: another device)"
-        console.print(f"after / before: {result.time_ratio:.3f}{said}", highlight=False)
+        console.print(f"after / before: {result.time_ratio:.3f}", highlight=False)
+    for name, record in (("before", result.before), ("after", result.after)):
+        if record.trust.flags:
+            said = f"no ratio: the time {name} was disturbed ({', '.join(record.trust.flags)})"
+            console.print(escape(said), highlight=False)
 
 
 def verdict_row(verdict: Verdict) -> dict[str, Any]:

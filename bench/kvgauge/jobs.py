@@ -17,6 +17,8 @@ from kvgauge.suites.table import suites
 from kvgauge.suites.types import CellPlan, Request, Suite
 from kvgauge.traces.types import Trace
 
+MAX_BATCH = 1_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -114,8 +116,8 @@ def _request(
                 f"KV format {name} is planned but not measured: one of {', '.join(STORAGE_DTYPE)}"
             )
     for batch in options.batches:
-        if batch < 1:
-            raise UserError(f"--batch {batch}: must be at least 1")
+        if not 1 <= batch <= MAX_BATCH:
+            raise UserError(f"--batch {batch}: must be between 1 and {MAX_BATCH}")
     for tokens in options.think_tokens:
         if tokens < 1:
             raise UserError(f"--think {tokens}: must be at least 1")

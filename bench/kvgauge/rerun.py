@@ -48,7 +48,9 @@ class Rerun:
 
     @property
     def time_ratio(self) -> float | None:
-        """The new median over the old one; None where either has no time."""
+        """The new median over the old one; None where either has none, was disturbed, or is of elsewhere."""
+        if not self.comparable or self.before.trust.flags or self.after.trust.flags:
+            return None
         old, new = median_s(self.before), median_s(self.after)
         return None if old is None or new is None else new / old
 
@@ -86,7 +88,7 @@ def rerun(record: Record, device: Device, folder: RunFolder, command: Sequence[s
     manifest = new_manifest("rerun", seed, device, folder.path, command, listed)
     run = Run(replace(manifest, narrowed=True), ())
     ended = go_on(run, listed.jobs, Settings(criterion), device, folder)
-    return Rerun(record, ended.records[-1])
+    return Rerun(record, ended.latest()[-1])
 
 
 def job_of(record: Record, device: Device) -> tuple[Job, Criterion, int]:
@@ -153,6 +155,7 @@ def _check_criterion(criterion: Criterion, seed: int) -> None:
         and 1 <= criterion.min_samples <= criterion.max_samples <= MAX_SAMPLES
         and 0 <= criterion.budget_s <= MAX_BUDGET_S
         and 1 <= criterion.max_warm_up <= MAX_WARMUP
+        and 0 <= criterion.patience_s <= MAX_BUDGET_S
     )
     if not fits:
         raise UserError(

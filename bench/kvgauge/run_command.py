@@ -108,7 +108,7 @@ def resume(run_dir: Path | None, given: dict[str, Any], where: Where, manner: Ma
         torn_bytes = folder.repair()
         if torn_bytes:
             display.note(f"{run_dir}: cut off a torn last line of {torn_bytes} bytes")
-        if earlier.manifest.status == "complete":
+        if earlier.manifest.status == "complete" and not left:
             display.note(f"{run_dir}: the run is complete, nothing is left to measure")
             if manner.as_json:
                 display.print_json({"run_dir": str(run_dir), "status": "complete"})

@@ -25,6 +25,7 @@ from kvgauge.schema import (
     Record,
     Run,
     RunStatus,
+    Spent,
     Status,
 )
 from kvgauge.store import provenance
@@ -92,12 +93,13 @@ def go_on(
 
     Its manifest is on disk before the first cell, and says at the end what became of the run.
     """
-    records, phases = list(run.records), Phases()
+    records, phases, opening = list(run.records), Phases(), Spent()
     try:
         folder.write_manifest(replace(run.manifest, spent=None))
         torch.manual_seed(run.manifest.seed)
         with phases("probe"):
             probe = make_probe(device)
+        opening = phases.take()
         context = Context(
             device,
             probe,
@@ -129,12 +131,13 @@ def go_on(
             if late or spent_s > (1 + _REPEAT_SHARE) * once_s:
                 break
             attempt_at(job, number)
-        ended = _ended(run, records, phases, _status(run.manifest, records))
+        ended = _ended(run, records, [opening, phases.take()], _status(run.manifest, records))
         folder.write_manifest(ended.manifest)
     except BaseException:
         # A full disk may be what stopped us: then the manifest of the start stays.
         with contextlib.suppress(UserError):
-            folder.write_manifest(_ended(run, records, phases, "interrupted").manifest)
+            own = [opening, phases.take()]
+            folder.write_manifest(_ended(run, records, own, "interrupted").manifest)
         raise
     return ended
 
@@ -144,7 +147,7 @@ def _status(manifest: Manifest, records: Sequence[Record]) -> RunStatus:
     return "complete" if all(r.status in _COMPLETE for r in latest) else "incomplete"
 
 
-def _ended(run: Run, records: Sequence[Record], phases: Phases, status: RunStatus) -> Run:
+def _ended(run: Run, records: Sequence[Record], between: Sequence[Spent], status: RunStatus) -> Run:
     """The run with all records; what it spent is what it had, or its records where it was killed."""
     own = [r.spent for r in records if r.spent is not None]
     before = run.manifest.spent
@@ -154,7 +157,7 @@ def _ended(run: Run, records: Sequence[Record], phases: Phases, status: RunStatu
         run.manifest,
         finished_at=provenance.now(),
         status=status,
-        spent=total([phases.take(), *own]),
+        spent=total([*between, *own]),
     )
     return Run(manifest, tuple(records))
 

@@ -107,7 +107,7 @@ def _floor(head: Headline, names: Names) -> Card:
         return _absent(title, say.absent(head, "attention"))
     top = max(known, key=lambda best: say.deepest(best.record))
     what = (
-        f"the least time that the probed bandwidth allows; {say.backend(top.record)}, "
+        f"the least time that the probed rates allow; {say.backend(top.record)}, "
         f"{names.cache(top.record)} {say.at_depth(top.record)}, {percent(top.bandwidth_ratio)} of "
         f"the probe{_range(best.floor_ratio for best in known if best.floor_ratio is not None)}"
     )

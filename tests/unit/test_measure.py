@@ -128,6 +128,20 @@ def test_interval_holds_the_median_about_95_times_in_100(n: int) -> None:
     )  # 4 standard errors to either side, and the least sample's 0.97
 
 
+@pytest.mark.parametrize(
+    ("n", "low", "high"),
+    [
+        # By hand from the binomial: n = 6 has 0.96875 of coverage between the ends and 0.78125 one
+        # further in; the share of the way is 0.1, its weight 5 * 0.1 / (1 + 4 * 0.1) = 0.35714.
+        (6, 1.35714, 5.64286),
+        # n = 8: 0.99219 and 0.92969; 0.675; 7 * 0.675 / (1 + 6 * 0.675) = 0.93564.
+        (8, 1.93564, 7.06436),
+    ],
+)
+def test_interval_of_the_first_numbers(n: int, low: float, high: float) -> None:
+    assert median_interval(range(1, n + 1)) == pytest.approx((low, high), abs=1e-5)
+
+
 def test_noise_is_the_standard_deviation_of_a_normal_sample() -> None:
     values = np.random.default_rng(2).normal(100, 3, 20_000)
     assert relative_noise(list(values)) == pytest.approx(0.03, rel=0.05)

@@ -13,7 +13,7 @@ from kvgauge.devices.cpu import CpuDevice
 from kvgauge.devices.probe import DeviceProbe, make_probe
 from kvgauge.formula.moved import Operation
 from kvgauge.schema import BackendRef, Cell, Criterion, Measurement, Prediction
-from kvgauge.suites import decode
+from kvgauge.suites import decode, proof
 from kvgauge.suites.timing import Timed, timed_outcome
 from kvgauge.suites.types import CellPlan, Context, Outcome
 from kvgauge_kernels import BACKENDS, KVView
@@ -43,15 +43,27 @@ class NoProbe:
     copy_bytes_per_s = flops_per_s = cached_read_bytes_per_s = read_bytes_per_s
 
 
-def measured(name: str, fmt: str, samples: int = 3) -> Outcome:
+def plan(name: str, fmt: str, depth: int) -> CellPlan:
     shape = gqa(q_heads=4, kv_heads=2, head_dim=32)
     cell = Cell(
         "decode", "attention", "tiny", shape.shape_id, fmt,
-        think_tokens=DEPTH, backend=name, layers_timed=1,
+        think_tokens=depth, backend=name, layers_timed=1,
     )  # fmt: skip
+    return CellPlan(cell, shape)
+
+
+class SmallCache(CpuDevice):
+    """One input set is as large as the cache: the lies meet one set of data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last_level_cache_bytes = 4096
+
+
+def measured(name: str, fmt: str, samples: int = 3, depth: int = DEPTH) -> Outcome:
     criterion = Criterion(1.0, samples, samples, budget_s=0, max_warm_up=1)
-    context = Context(CpuDevice(), cast(DeviceProbe, NoProbe()), criterion, seed=0)
-    return decode.Decode().measure(CellPlan(cell, shape), context)
+    context = Context(SmallCache(), cast(DeviceProbe, NoProbe()), criterion, seed=0)
+    return decode.Decode().measure(plan(name, fmt, depth), context)
 
 
 def verdict(
@@ -107,6 +119,52 @@ def return_early(real: Decode) -> Decode:
     return decode
 
 
+def only(tokens: list[int], view: KVView) -> KVView:
+    k_scale, v_scale = (
+        None if s is None else s[:, :, tokens] for s in (view.k_scale, view.v_scale)
+    )
+    k, v = view.k[:, :, tokens], view.v[:, :, tokens]
+    return KVView(k, v, view.format, k_scale, v_scale)
+
+
+def skip_token(token: int) -> Callable[[Decode], Decode]:
+    def lie(real: Decode) -> Decode:
+        def without(q: torch.Tensor, view: KVView) -> torch.Tensor:
+            return real(q, only([t for t in range(view.tokens) if t != token], view))
+
+        return without
+
+    return lie
+
+
+def read_one_copy_of_the_pool(real: Decode) -> Decode:
+    """The first 4099 rows, of which all others are copies, and the tokens that will be asked for."""
+
+    def decode(q: torch.Tensor, view: KVView) -> torch.Tensor:
+        return real(q, only([*range(4099), view.tokens // 2, view.tokens - 1], view))
+
+    return decode
+
+
+def keep_the_first_answer(real: Decode) -> Decode:
+    """Of the step that is timed, and honest to whatever else is asked."""
+    kept: dict[tuple[int, ...], torch.Tensor] = {}
+    calls = itertools.count()
+
+    def decode(q: torch.Tensor, view: KVView) -> torch.Tensor:
+        key = (q.data_ptr(), view.k.data_ptr())
+        if next(calls) == 0 or key in kept:
+            return kept.setdefault(key, real(q, view))
+        return real(q, view)
+
+    return decode
+
+
+def fall_back_later(real: Decode) -> Decode:
+    calls = itertools.count()
+    return lambda q, view: (real if next(calls) < 3 else BACKENDS["sdpa-math"].decode)(q, view)
+
+
 def fall_back(_real: Decode) -> Decode:
     return BACKENDS["sdpa-math"].decode
 
@@ -128,7 +186,8 @@ def test_skipping_the_last_page(
 
 @BOTH
 def test_remembering_the_answer(name: str, fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert verdict(name, fmt, remember, monkeypatch) == ("invalid", "fewer_tokens")
+    # No operator runs any more; one that ran others would be caught by the values that changed.
+    assert verdict(name, fmt, remember, monkeypatch) == ("invalid", "other_kernel")
 
 
 def test_returning_early(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +203,49 @@ def test_returning_early(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_falling_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert verdict("sdpa-flash", "fp32", fall_back, monkeypatch) == ("invalid", "other_kernel")
+
+
+@BOTH
+@pytest.mark.parametrize("token", [0, DEPTH // 2])
+def test_skipping_a_token(name: str, fmt: str, token: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert verdict(name, fmt, skip_token(token), monkeypatch) == ("invalid", "fewer_tokens")
+
+
+@BOTH
+def test_reading_one_copy_of_the_data(name: str, fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deep() -> Outcome:
+        return measured(name, fmt, depth=4 * 4099)
+
+    assert deep().status == "ok"
+    real = BACKENDS[name]
+    liar = cast(Any, Liar(real, read_one_copy_of_the_pool(real.decode)))
+    monkeypatch.setitem(BACKENDS, name, liar)
+    assert (deep().status, deep().reason_code) == ("invalid", "wrong_output")
+
+
+@BOTH
+def test_keeping_the_first_answer(name: str, fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert verdict(name, fmt, keep_the_first_answer, monkeypatch) == ("invalid", "wrong_output")
+
+
+def test_falling_back_once_it_was_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert verdict("sdpa-flash", "fp32", fall_back_later, monkeypatch) == (
+        "invalid",
+        "other_kernel",
+    )
+
+
+@BOTH
+def test_the_proof_leaves_the_cache_as_it_was(name: str, fmt: str) -> None:
+    context = Context(CpuDevice(), cast(DeviceProbe, NoProbe()), Criterion(1, 1, 1, 0), seed=0)
+    [work], _bytes = decode.input_work(plan(name, fmt, 100), context, BACKENDS[name], sets=1)
+    before = [(view.k.clone(), view.v.clone()) for _q, view in work.layers]
+    expected = proof.expect(work)
+    assert proof.prove(work, expected).fault is None
+    assert proof.prove_again(work, work.step, expected, 0.0) is None
+    for (k, v), (_q, view) in zip(before, work.layers, strict=True):
+        assert torch.equal(k, view.k)
+        assert torch.equal(v, view.v)
 
 
 @BOTH

@@ -66,8 +66,9 @@ class ContiguousCache:
     def fill(self, generator: torch.Generator) -> None:
         """Write random data over everything, so that every page is really there."""
         for layer in self.layers:
-            _fill(self.format, layer.k, layer.k_scale, generator)
-            _fill(self.format, layer.v, layer.v_scale, generator)
+            _fill(self.format, layer.k, layer.k_scale, generator, spread=0.0)
+            # Were every copy of the pool alike, attention over one of them would be that over all.
+            _fill(self.format, layer.v, layer.v_scale, generator, spread=1.0)
 
 
 def allocate(
@@ -115,7 +116,9 @@ def _fill(
     target: torch.Tensor,
     scale: torch.Tensor | None,
     generator: torch.Generator,
+    spread: float,
 ) -> None:
+    """Copies of a random pool; `spread` is how far their sizes differ, around 1."""
     dim = target.shape[-1]
     pool = torch.randn(_POOL_ROWS, dim, generator=generator, device=generator.device)
     pool_scale: torch.Tensor | None = None
@@ -123,12 +126,19 @@ def _fill(
         pool = pool.to(target.dtype)
     else:
         pool, pool_scale = QUANTIZERS[kv_format](pool)
-    _tile(target.view(-1, dim), pool.to(target.device))
-    if scale is not None and pool_scale is not None:
-        _tile(scale.view(-1), pool_scale.to(target.device))
+    copies = -(-target.shape[:-1].numel() // _POOL_ROWS)
+    drawn = torch.rand(copies, generator=generator, device=generator.device)
+    sizes: list[float] = (1 + spread * (drawn - 0.5)).tolist()
+    if scale is None or pool_scale is None:
+        _tile(target.view(-1, dim), pool.to(target.device), sizes)
+    else:
+        _tile(target.view(-1, dim), pool.to(target.device), [1.0] * copies)
+        _tile(scale.view(-1), pool_scale.to(target.device), sizes)
 
 
-def _tile(target: torch.Tensor, pool: torch.Tensor) -> None:
-    for start in range(0, target.shape[0], pool.shape[0]):
+def _tile(target: torch.Tensor, pool: torch.Tensor, sizes: Sequence[float]) -> None:
+    starts = range(0, target.shape[0], pool.shape[0])
+    for start, size in zip(starts, sizes, strict=True):
         part = target[start : start + pool.shape[0]]
-        part.copy_(pool[: part.shape[0]])
+        rows = pool[: part.shape[0]]
+        part.copy_(rows if size == 1 else rows * size)

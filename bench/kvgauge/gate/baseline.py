@@ -121,7 +121,9 @@ def load_baseline(path: str | Path) -> Baseline:
 
 
 def label(record: Record) -> str:
-    """One line for people."""
+    """One line for people: the cell's own, where the record has all of it."""
+    if record.cell is not None:
+        return record.cell.label()
     parts = [
         record.suite, record.model.name, f"{record.trace.depth_tokens} tokens", record.cache.format
     ]  # fmt: skip

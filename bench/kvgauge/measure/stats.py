@@ -53,7 +53,8 @@ def relative_noise(samples: Sequence[float]) -> float:
 def half_width(samples: Sequence[float]) -> float:
     """Half the interval of the median, relative to the median."""
     low, high = median_interval(samples)
-    return (high - low) / 2 / float(np.median(samples))
+    middle = float(np.median(samples))
+    return (high - low) / 2 / middle if middle else 0.0
 
 
 def drift(samples: Sequence[float]) -> tuple[float, float]:

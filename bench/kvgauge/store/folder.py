@@ -118,7 +118,7 @@ class RunFolder:
 
 
 def _open_locked(path: Path, create: int) -> int:
-    records = os.open(path / RECORDS, os.O_RDWR | os.O_APPEND | create, 0o666)
+    records = os.open(path / RECORDS, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | create, 0o666)
     with _closed_on_error(records):
         if not lock(records):
             pid = holder(records)

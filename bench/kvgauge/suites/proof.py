@@ -64,7 +64,7 @@ def expect(work: Work) -> Expected:
 def prove(work: Work, expected: Expected) -> Proof:
     """Look at every layer of one input set; the first fault is the one that is said."""
     outputs: list[torch.Tensor] = []
-    seen = observe_ops(lambda: outputs.extend(work.step()))
+    seen = observe_ops(lambda: outputs.extend(output.clone() for output in work.step()))
     errors = []
     for (q, view), output, (right, right_of_last) in zip(
         work.layers, outputs, expected, strict=True
@@ -88,17 +88,24 @@ def prove_again(
     expected: Expected,
     step_s: float,
 ) -> Fault | None:
-    """After `step` was timed: no early return, every token still read, the output still right.
+    """After `step` was timed: the same kernel, no early return, the output of data that changed meanwhile.
 
-    `step` is the work's own or a graph of it; `step_s` is what it took.
+    `step` is the work's own or a graph of it; `step_s` is what it took. All values are turned to their
+    negatives for it, and the output with them: an answer that was kept is then a wrong one.
     """
+    values = [view.v for _q, view in work.layers]
+    for value in values:
+        value.neg_()
     outputs = step()
     first = [output.clone() for output in outputs]
     time.sleep(max(step_s, _LEAST_WAIT_S))
     late = max(relative_error(a, b.double()) for a, b in zip(first, outputs, strict=True))
-    error = max(relative_error(a, right) for a, (right, _) in zip(first, expected, strict=True))
+    error = max(relative_error(a, -right) for a, (right, _) in zip(first, expected, strict=True))
+    for value in values:
+        value.neg_()
     return (
         early_fault(late)
+        or kernel_fault(observe_ops(work.step), work.backend.kernel_ops, work.backend.forbidden_ops)
         or tokens_fault(unread_tokens(work))
         or output_fault(error, first[0].dtype)
     )
