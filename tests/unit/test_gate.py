@@ -76,6 +76,14 @@ def test_a_noisy_baseline_widens_the_band() -> None:
     assert compare(run_of(slower(1.9)), wide)[0].kind == "same"
 
 
+def test_a_cell_that_was_disturbed_in_every_run_of_the_baseline_is_undecided() -> None:
+    disturbed = replace(record(cell(2048)), trust=Trust(ok=False, flags=("drifting",)))
+    made = make_baseline([run_of(record(), disturbed)])
+    verdicts = compare(run_of(record(), record(cell(2048))), made)
+    assert [v.kind for v in verdicts] == ["same", "undecided"]
+    assert exit_code(verdicts) == ExitCode.DONE
+
+
 def test_other_hardware_compares_bytes_alone() -> None:
     other = DeviceRef("cpu", "Another CPU", None)
     assert verdict_of(record(device=other)) == ("not_comparable", ExitCode.NOT_COMPARABLE)

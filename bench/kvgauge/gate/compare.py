@@ -25,7 +25,8 @@ def compare(run: Run, baseline: Baseline) -> tuple[Verdict, ...]:
     series = {s.series_id: s for s in baseline.series}
     elsewhere = {s.cell_id for s in baseline.series}
     done = {record.cell_id: record for record in run.latest()}
-    verdicts = [_judge(r, known.get(r.cell_id), series, elsewhere) for r in done.values()]
+    timed_on = {s.device for s in baseline.series}
+    verdicts = [_judge(r, known.get(r.cell_id), series, elsewhere, timed_on) for r in done.values()]
     verdicts += _unmeasured(run, baseline, done.keys())
     if run.manifest.status in ("running", "interrupted"):
         why = f"the manifest says {run.manifest.status}: the run did not end"
@@ -64,7 +65,11 @@ def _unmeasured(run: Run, baseline: Baseline, done: AbstractSet[str]) -> list[Ve
 
 
 def _judge(
-    record: Record, cell: CellBytes | None, series: dict[str, Series], elsewhere: set[str]
+    record: Record,
+    cell: CellBytes | None,
+    series: dict[str, Series],
+    elsewhere: set[str],
+    timed_on: set[str],
 ) -> Verdict:
     def verdict(kind: VerdictKind, reason: str, **evidence: float | int | None) -> Verdict:
         return Verdict(record.cell_id, label(record), kind, reason, evidence)
@@ -90,6 +95,8 @@ def _judge(
         return verdict(
             "undecided", f"bytes equal; time disturbed ({', '.join(record.trust.flags)})"
         )
+    if level is None and record.device.name in timed_on:
+        return verdict("undecided", "bytes equal; disturbed in every run of the baseline")
     if level is None:
         where = "other hardware" if record.cell_id in elsewhere else "no time"
         return verdict("not_comparable", f"bytes equal; the baseline has {where} for this cell")
