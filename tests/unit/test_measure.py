@@ -89,6 +89,16 @@ def test_input_sets_take_turns_and_a_hot_step_runs_twice(cache_state: CacheState
     assert "".join(order) == {"cold": "aabca", "hot": "aaabbccaa"}[cache_state]
 
 
+def test_warm_up_meets_every_input_set() -> None:
+    order: list[str] = []
+    steps = [lambda name=name: order.append(name) for name in "abc"]
+    device = ScriptedDevice(iter([8.0, 4.0, 2.0, 1.0, 0.5] + [1.0] * 9))
+    criterion = Criterion(0.0, min_samples=3, max_samples=3, budget_s=60, max_warm_up=5)
+    samples = sample(steps, device, SteadyProbe(), criterion, Phases())
+    assert "".join(order[:5]) == "abcab"
+    assert (samples.warm_up_calls, samples.warm_up_reason) == (5, "max_warm_up")
+
+
 def test_sampling_gives_up_when_more_samples_do_not_help() -> None:
     # Two states that change once: the interval of the median stays as wide as it is.
     times = [1.0, 2.0] * 200

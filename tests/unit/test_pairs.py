@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -107,6 +108,22 @@ def test_which_goes_first_is_drawn_and_the_seed_repeats_it() -> None:
         assert len(taken) == PAIRS_A_BLOCK
         assert set(taken) <= {"ab", "ba"}
     assert {"ab", "ba"} <= {b[i : i + 2] for b in blocks for i in range(2, len(b), 2)}
+
+
+def test_input_sets_take_turns_in_a_block() -> None:
+    order: list[int] = []
+
+    class Steady(CpuDevice):
+        def timed(self, step: Callable[[], object]) -> float:
+            step()
+            return 1.0
+
+    def sets() -> list[Step]:
+        return [partial(order.append, n) for n in range(3)]
+
+    one_block = Criterion(9.0, min_samples=1, max_samples=1, budget_s=60, max_warm_up=1)
+    sample_pairs(sets, lambda: [int], Steady(), SteadyProbe(), one_block, Phases(), seed=0)
+    assert order[1:] == [n % 3 for n in range(PAIRS_A_BLOCK)]
 
 
 def test_a_block_is_the_median_of_its_ratios() -> None:
