@@ -195,6 +195,8 @@ def test_faster_than_the_memory_allows_is_a_fault() -> None:
 def test_what_a_cache_gives_is_not_cold() -> None:
     held_bytes = 10**9
     assert physics_code(0.5, "cold", held_bytes) == "cache_state"
+    assert physics_code(0.5, "cold", held_bytes // 2) == "cache_state"
+    assert physics_code(0.5, "cold", held_bytes // 2 - 1) == "faster_than_physics"
     assert physics_code(0.5, "hot", held_bytes) is None
     assert physics_code(0.19, "hot", held_bytes) == "faster_than_physics"  # over 4e9 and a quarter
     assert physics_code(0.19, "cold", held_bytes) == "faster_than_physics"
@@ -219,6 +221,8 @@ def test_a_slope_is_drift_and_noise_is_not() -> None:
     assert trust_flags(noise, [1e9] * 25, host()) == ()
     slope = [t + 0.2 * i / 25 for i, t in enumerate(noise)]
     assert trust_flags(slope, [1e9] * 25, host()) == ("drifting",)
+    # Six samples that rise by a fifth may have come by chance: their score is 2.8 at most.
+    assert trust_flags([1.0, 1.04, 1.08, 1.12, 1.16, 1.2], [1e9] * 6, host()) == ()
     moved, score = drift([1.0 + 0.01 * i for i in range(21)])
     assert moved == pytest.approx(0.2 / 1.1)
     assert score > 6

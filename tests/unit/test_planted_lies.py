@@ -235,10 +235,78 @@ def test_falling_back_once_it_was_checked(monkeypatch: pytest.MonkeyPatch) -> No
     )
 
 
+def test_a_lie_about_the_works_own_query_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = one_work("eager", "fp32")
+    own = work.layers[0][0]
+    real = work.backend.decode
+
+    def lie(q: torch.Tensor, view: KVView) -> torch.Tensor:
+        return real(q, view) * (1.5 if q is own else 1.0)
+
+    told = proof.Work(cast(Any, Liar(work.backend, lie)), work.layers)
+    fault = proof.prove(told, proof.expect(work)).fault
+    assert fault is not None
+    assert fault.code == "wrong_output"
+
+
+def test_a_token_that_one_head_alone_does_not_read_is_unread() -> None:
+    work = one_work("eager", "fp32")
+    real = work.backend.decode
+
+    def lie(q: torch.Tensor, view: KVView) -> torch.Tensor:
+        out = real(q, view).clone()
+        out[:, :2] = skip_last_page(1)(real)(q, view)[:, :2]  # the heads of the first K/V head
+        return out
+
+    told = proof.Work(cast(Any, Liar(work.backend, lie)), work.layers)
+    assert proof.unread_tokens(told) == (99,)
+    assert proof.unread_tokens(work) == ()
+
+
+def test_a_query_towards_a_token_is_its_key_as_it_is_read() -> None:
+    work = one_work("dequant+sdpa", "int8")
+    q, view = work.layers[0]
+    assert view.k_scale is not None
+    towards = proof._query_towards(q, view, (7,))
+    key = view.k[0, 1, 7].double() * view.k_scale[0, 1, 7].double()  # heads 2 and 3 read K/V head 1
+    assert torch.allclose(towards[0, 3].double(), 4 * key, rtol=1e-2)
+
+
+def test_honest_to_the_first_input_set_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = BACKENDS["eager"]
+    first: list[int] = []
+
+    def lie(q: torch.Tensor, view: KVView) -> torch.Tensor:
+        first.append(view.k.data_ptr())
+        honest = view.k.data_ptr() == first[0]
+        return real.decode(q, view if honest else view.narrowed(slice(0, 1), view.tokens // 2))
+
+    monkeypatch.setitem(BACKENDS, "eager", cast(Any, Liar(real, lie)))
+    criterion = Criterion(1.0, 3, 3, budget_s=0, max_warm_up=1)
+    device = SmallCache()
+    device.last_level_cache_bytes = 10**6  # a few sets
+    context = Context(device, cast(DeviceProbe, NoProbe()), criterion, seed=0)
+    found = decode.Decode().measure(plan("eager", "fp32", 500), context)
+    assert (found.status, found.reason_code) == ("invalid", "fewer_tokens")
+
+
+def test_sets_fill_a_cold_cache_and_a_hot_cell_has_one() -> None:
+    assert decode.input_sets(1000, 10_000, "cold") == 10
+    assert decode.input_sets(1001, 10_000, "cold") == 10
+    assert decode.input_sets(999, 10_000, "cold") == 11
+    assert decode.input_sets(20_000, 10_000, "cold") == 1
+    assert decode.input_sets(1, 10_000, "cold") == 64
+    assert decode.input_sets(1000, 10_000, "hot") == 1
+
+
+def one_work(name: str, fmt: str) -> proof.Work:
+    context = Context(CpuDevice(), cast(DeviceProbe, NoProbe()), Criterion(1, 1, 1, 0), seed=0)
+    return decode.input_work(plan(name, fmt, 100), context, BACKENDS[name], sets=1)[0][0]
+
+
 @BOTH
 def test_the_proof_leaves_the_cache_as_it_was(name: str, fmt: str) -> None:
-    context = Context(CpuDevice(), cast(DeviceProbe, NoProbe()), Criterion(1, 1, 1, 0), seed=0)
-    [work], _bytes = decode.input_work(plan(name, fmt, 100), context, BACKENDS[name], sets=1)
+    work = one_work(name, fmt)
     before = [(view.k.clone(), view.v.clone()) for _q, view in work.layers]
     expected = proof.expect(work)
     assert proof.prove(work, expected).fault is None

@@ -234,6 +234,21 @@ def test_a_suite_without_a_fitting_cell_is_said() -> None:
     assert "suite model" in listed.left_out
 
 
+@pytest.mark.parametrize(
+    ("profile", "device", "launches"),
+    [
+        ("standard", "cuda", {"stream", "graph"}), ("smoke", "cuda", {"stream"}),
+        ("standard", "cpu", {"stream"}),
+    ],
+)  # fmt: skip
+def test_a_gpu_is_given_its_work_as_the_profile_says(
+    profile: str, device: str, launches: set[str]
+) -> None:
+    options = jobs.Options(profile=profile, suites=("decode",), backends=("eager",))
+    cells = [job.plan.cell for job in jobs.list_jobs(options, device).jobs]
+    assert {cell.launch for cell in cells} == launches
+
+
 def test_the_50k_cell_is_listed_with_its_bytes() -> None:
     options = jobs.Options(profile="standard", models=("llama-3.1-70b",))
     sizes = {

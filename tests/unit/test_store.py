@@ -234,3 +234,27 @@ def test_sizes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_missing_folder_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such run folder"):
         reader.load_run(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(("value", "says"), [(-1.0, "below 0"), (1e30, "spent.rest_s")])
+def test_a_manifest_that_says_it_spent_what_no_run_spends_is_refused(
+    tmp_path: Path, value: float, says: str
+) -> None:
+    with RunFolder.create(tmp_path / "run") as folder:
+        folder.write_manifest(run_of(record()).manifest)
+    path = tmp_path / "run" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["spent"] = {"rest_s": value}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=says):
+        reader.load_run(tmp_path / "run")
+
+
+def test_a_records_file_that_is_a_link_is_not_written(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "run") as folder:
+        folder.write_manifest(run_of(record()).manifest)
+    records, outside = tmp_path / "run" / "records.jsonl", tmp_path / "outside"
+    records.rename(outside)
+    records.symlink_to(outside)
+    with pytest.raises(UserError, match="symbolic link"):
+        RunFolder.reopen(tmp_path / "run")

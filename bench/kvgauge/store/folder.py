@@ -62,6 +62,10 @@ class RunFolder:
         for name in (MANIFEST, RECORDS):
             if not (path / name).is_file():
                 raise UserError(f"run folder {path}: holds no run to resume: no {name} in it")
+            if (path / name).is_symlink():
+                raise UserError(
+                    f"run folder {path}: {name} is a symbolic link, not the run's own file"
+                )
         try:
             return cls(path, _open_locked(path, 0))
         except OSError as error:

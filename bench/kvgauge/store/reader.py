@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -82,7 +82,12 @@ def _decode_schema(data: bytes, kind: type[T], schema: str, where: str) -> T:
 
 def _manifest(path: Path) -> Manifest:
     data = read_bounded(path, MAX_MANIFEST_BYTES)
-    return _decode_schema(data, Manifest, MANIFEST_SCHEMA, str(path))
+    manifest = _decode_schema(data, Manifest, MANIFEST_SCHEMA, str(path))
+    spent = {} if manifest.spent is None else asdict(manifest.spent)
+    check_numbers(spent, str(path), "spent")
+    if min(spent.values(), default=0) < 0:
+        raise UserError(f"{path}: spent must not be below 0")
+    return manifest
 
 
 def _records(path: Path) -> tuple[tuple[Record, ...], int]:
