@@ -1,6 +1,7 @@
 """A child process that is asked once and answers once: it may hang, die, flood or print anything.
 
-Linux: the child leads a session of its own, and all of it is killed when this returns.
+Linux: the child leads a process group of its own, and all of that is killed when this returns. What it
+started in yet another group is not.
 """
 
 from __future__ import annotations
