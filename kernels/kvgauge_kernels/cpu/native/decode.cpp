@@ -1,0 +1,3 @@
+#include <nanobind/nanobind.h>
+
+void register_decode(nanobind::module_& m) { (void)m; }
