@@ -22,8 +22,8 @@ MAX_ERROR: dict[torch.dtype, float] = {
 PHYSICS_MARGIN = 1.25
 MAX_HALF_WIDTH = 0.15
 MAX_PROBE_SPREAD = 1.5
-# Two cores are near each other (some 30 ns) or far (some 170): six times. In one state the readings stay
-# within a tenth or so; twice lies between the two, in either's logarithm.
+# Two cores of a virtual machine are near each other (31 to 50 ns) or far (129 to 209): 2.6 times at
+# least, where readings in one state stayed within 1.6 times of each other. Twice lies between.
 MAX_PING_PONG_SPREAD = 2.0
 # The kernel counts time in hundredths of a second: in a short block one count is several percent.
 MAX_CPU_TAKEN = 0.15

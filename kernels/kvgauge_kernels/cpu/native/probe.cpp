@@ -31,7 +31,7 @@ constexpr size_t kLeastPiece = 64 * 1024;
 constexpr size_t kLargestPiece = 1024 * 1024;
 constexpr int kPiecesAThread = 8;
 constexpr std::chrono::microseconds kArithmetic{1000};
-constexpr std::chrono::milliseconds kPatience{20};
+constexpr std::chrono::milliseconds kPatience{10};
 constexpr int kPasses = 64;
 constexpr int kBatches = 8;
 

@@ -10,7 +10,7 @@
 namespace kvgauge {
 namespace {
 
-constexpr std::chrono::milliseconds kPatience{50};
+constexpr std::chrono::milliseconds kPatience{10};
 
 using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 using Count = int (*)();
