@@ -214,6 +214,12 @@ class SteadyProbe:
         return 1e9
 
     copy_bytes_per_s = flops_per_s = cached_read_bytes_per_s = read_bytes_per_s
+    loops = "made-up"
+
+    def nothing(self) -> None:
+        return None
+
+    integer_ops_per_s = ping_pong_ns = nothing
 
 
 def outcome(conditions: Conditions) -> tuple[Outcome, ToldWatch]:

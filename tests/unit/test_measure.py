@@ -276,6 +276,10 @@ def test_disturbed_samples_are_flagged() -> None:
     assert trust_flags([1.0] * 9, [1e9] * 9, host()) == ()
     assert trust_flags([1.0] * 9, [1e9] * 8 + [2e9], host()) == ()  # one outlier
     assert trust_flags([1.0] * 9, [1e9] * 5 + [2e9] * 4, host()) == ("probe_changed",)
+    steady, far = [1.0] * 9, [27.0] * 4 + [170.0] * 5
+    assert trust_flags(steady, [1e9] * 9, host(), far) == ("state_changed",)
+    assert trust_flags(steady, [1e9] * 9, host(), [160.0] * 4 + [185.0] * 5) == ()
+    assert trust_flags(steady, [1e9] * 9, host(), [27.0] * 8 + [170.0]) == ()  # one outlier
     wide = [1.0, 2.0, 3.0, 1.0, 3.0, 2.0, 1.0]
     assert half_width(wide) > 0.15
     assert trust_flags(wide, [1e9] * 7, host()) == ("wide_interval",)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import pytest
@@ -34,8 +34,11 @@ class ToldDevice(CpuDevice):
 class ToldProbe:
     """Reads at 2 GB/s but for one outlier each way; copies at a third of that."""
 
-    def __init__(self) -> None:
+    loops = "made-up"
+
+    def __init__(self, ping_pong_ns: Sequence[float | None]) -> None:
         self._reads = iter([2e9, 1e9, 2e9, 2.1e9, 2e9])
+        self._distances_ns = iter(ping_pong_ns)
 
     def read_bytes_per_s(self) -> float:
         return next(self._reads)
@@ -49,11 +52,21 @@ class ToldProbe:
     def flops_per_s(self) -> float:
         return 1e9
 
+    def integer_ops_per_s(self) -> float:
+        return 4e9
 
-def outcome(times_s: list[float], tokens: int | None = None) -> Outcome:
+    def ping_pong_ns(self) -> float | None:
+        return next(self._distances_ns)
+
+
+def outcome(
+    times_s: list[float],
+    tokens: int | None = None,
+    ping_pong_ns: Sequence[float | None] = (None,) * 5,
+) -> Outcome:
     criterion = Criterion(1e-9, min_samples=5, max_samples=5, budget_s=60, max_warm_up=1)
     device = ToldDevice(iter([9 * US, *times_s]))  # the first is warm-up
-    context = Context(device, cast(DeviceProbe, ToldProbe()), criterion, seed=0)
+    context = Context(device, cast(DeviceProbe, ToldProbe(ping_pong_ns)), criterion, seed=0)
     proven = Measurement(kv_bytes=4000, max_error=0.0)
     ref = BackendRef("made-up", "1", "aten::none")
     predicted = Prediction(4000, 4000, 300)
@@ -98,3 +111,19 @@ def test_a_time_that_the_memory_does_not_allow_is_invalid() -> None:
     assert "4000 bytes" in str(impossible.reason)
     assert impossible.measured is not None
     assert impossible.measured.time_s is not None
+
+
+def test_the_way_between_the_cores_is_kept_beside_the_samples() -> None:
+    found = outcome(SAMPLES, ping_pong_ns=[27.04, None, 28.0, 26.0, 27.0])
+    assert found.probe is not None
+    assert found.probe.ping_pong_ns == (27.0, 28.0, 26.0, 27.0)
+    assert (found.probe.source, found.probe.integer_ops_per_s) == ("made-up", 4e9)
+    assert "state_changed" not in found.flags
+    none = outcome(SAMPLES).probe
+    assert none is not None
+    assert none.ping_pong_ns is None
+
+
+def test_samples_in_two_states_of_the_machine_are_flagged() -> None:
+    assert "state_changed" in outcome(SAMPLES, ping_pong_ns=[27, 28, 170, 171, 169]).flags
+    assert "state_changed" not in outcome(SAMPLES, ping_pong_ns=[27, 28, 27, 171, 28]).flags

@@ -41,6 +41,12 @@ class NoProbe:
         return 1e13
 
     copy_bytes_per_s = flops_per_s = cached_read_bytes_per_s = read_bytes_per_s
+    loops = "made-up"
+
+    def nothing(self) -> None:
+        return None
+
+    integer_ops_per_s = ping_pong_ns = nothing
 
 
 def plan(name: str, fmt: str, depth: int) -> CellPlan:

@@ -2,15 +2,21 @@
 
 The read probe runs just before each sample: it pairs the sample with the bandwidth of that moment,
 and by reading a buffer four times the last-level cache it evicts what the sample will read.
+
+On a CPU the loops are native where they are built (`kvgauge_kernels.cpu.probe`), else torch's. They run on
+the threads that the step beside them uses: torch's go on looking for work for milliseconds after a step, and
+would take the cores from a probe on threads of its own, as that probe's would from the next step.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 
 from kvgauge.devices.types import Device
+from kvgauge_kernels.cpu import probe as native
 
 _MIN_BUFFER_BYTES = 128 * 2**20
 _CACHED_READS = 5
@@ -19,31 +25,69 @@ _MATMUL_SIZE = {"cpu": 512, "cuda": 4096}
 
 @dataclass(frozen=True, slots=True)
 class DeviceProbe:
-    """Buffers of their own on one device."""
+    """Buffers of their own on one device; `threads` are those of the native loops, None where torch's run."""
 
     device: Device
     source: torch.Tensor
     target: torch.Tensor
     factor: torch.Tensor
+    threads: native.Threads | None = None
+
+    def on_pool(self) -> DeviceProbe:
+        """The same buffers, read by the threads of the native kernels where these are built."""
+        here = self.device.ref.kind == "cpu" and native.why_not("pool") is None
+        return replace(self, threads="pool") if here else self
+
+    @property
+    def loops(self) -> str:
+        """Whose loops these are: `torch`, or `kvgauge native` with the instructions and the threads."""
+        if self.threads is None:
+            return "torch"
+        return f"kvgauge native, {native.level()}, {self.threads} threads"
 
     def read_bytes_per_s(self) -> float:
-        """A sum over fp32: every byte read once, nothing written."""
-        return _bytes(self.source) / self.device.timed(self.source.sum)
+        """A sum of all words: every byte read once from start to end, nothing written."""
+        return _bytes(self.source) / self.device.timed(self._reader(self.source))
 
     def copy_bytes_per_s(self) -> float:
-        """Bytes read plus bytes written, a second."""
-        elapsed_s = self.device.timed(lambda: self.target.copy_(self.source))
-        return 2 * _bytes(self.source) / elapsed_s
+        """Bytes read plus bytes written, a second. The native copy writes around the caches.
+
+        A store that does not do so first reads the line that it overwrites, which this does not count.
+        """
+        return 2 * _bytes(self.source) / self.device.timed(self._copy)
 
     def cached_read_bytes_per_s(self) -> float:
         """The best of some reads of a quarter of the last-level cache, one right after another."""
         part = self.source[: self.device.last_level_cache_bytes // 4 // self.source.element_size()]
-        return max(_bytes(part) / self.device.timed(part.sum) for _ in range(_CACHED_READS))
+        reader = self._reader(part)
+        return max(_bytes(part) / self.device.timed(reader) for _ in range(_CACHED_READS))
 
     def flops_per_s(self) -> float:
-        """A square matrix product: fp32 on a CPU, fp16 (matrix units) on a GPU."""
+        """Native: fp32 multiply-adds from registers, the most that vectors of floats can do (16-bit dot
+        products may do more). Else a square matrix product: fp32 on a CPU, fp16 (matrix units) on a GPU.
+        """
+        if self.threads is not None:
+            return native.multiply_adds_per_s(self.threads)
         n = self.factor.shape[0]
         return 2 * n**3 / self.device.timed(lambda: self.factor @ self.factor)
+
+    def integer_ops_per_s(self) -> float | None:
+        """Dot products of 8-bit integers from registers; None without native loops or instructions for it."""
+        return None if self.threads is None else native.integer_dots_per_s(8, self.threads)
+
+    def ping_pong_ns(self) -> float | None:
+        """How far the first two cores are from each other at this moment; None where nothing tells."""
+        return None if self.threads is None else native.ping_pong_ns(self.threads)
+
+    def _reader(self, data: torch.Tensor) -> Callable[[], object]:
+        threads = self.threads
+        return data.sum if threads is None else lambda: native.read(data, threads)
+
+    def _copy(self) -> None:
+        if self.threads is None:
+            self.target.copy_(self.source)
+        else:
+            native.copy(self.target, self.source, self.threads, streaming=True)
 
 
 def make_probe(device: Device) -> DeviceProbe:
@@ -57,6 +101,7 @@ def make_probe(device: Device) -> DeviceProbe:
         torch.rand(elements, device=where),
         torch.rand(elements, device=where),
         torch.rand(size, size, device=where).to(dtype),
+        "openmp" if device.ref.kind == "cpu" and native.why_not("openmp") is None else None,
     )
     probe.read_bytes_per_s()
     probe.copy_bytes_per_s()

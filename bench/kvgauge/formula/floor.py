@@ -18,7 +18,11 @@ RatesSource = Literal["probe", "datasheet"]
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What a device gives: bytes and floating-point operations a second, and who says so."""
+    """What a device gives: bytes and floating-point operations a second, and who says so.
+
+    From the probe of a CPU `flops_per_s` is that of fp32 multiply-adds on all cores with their operands in
+    registers, two operations each; of a matrix product where the native loops are not built and on a GPU.
+    """
 
     read_bytes_per_s: float
     flops_per_s: float

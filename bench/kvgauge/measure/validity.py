@@ -22,6 +22,9 @@ MAX_ERROR: dict[torch.dtype, float] = {
 PHYSICS_MARGIN = 1.25
 MAX_HALF_WIDTH = 0.15
 MAX_PROBE_SPREAD = 1.5
+# Two cores of a virtual machine are near each other (31 to 50 ns) or far (129 to 209): 2.6 times at
+# least, where readings in one state stayed within 1.6 times of each other. Twice lies between.
+MAX_PING_PONG_SPREAD = 2.0
 # The kernel counts time in hundredths of a second: in a short block one count is several percent.
 MAX_CPU_TAKEN = 0.15
 # Clocks that someone set are held, but they do not change under a cell.
@@ -150,7 +153,10 @@ def lost_fault(conditions: Conditions) -> Fault | None:
 
 
 def trust_flags(
-    times_s: Sequence[float], read_bytes_per_s: Sequence[float], conditions: Conditions
+    times_s: Sequence[float],
+    read_bytes_per_s: Sequence[float],
+    conditions: Conditions,
+    ping_pong_ns: Sequence[float] = (),
 ) -> tuple[str, ...]:
     """What disturbed the samples without making them wrong."""
     flags = list(_neighbour_flags(conditions))
@@ -164,6 +170,10 @@ def trust_flags(
     low, high = quartiles(read_bytes_per_s)
     if high > MAX_PROBE_SPREAD * low:
         flags.append("probe_changed")
+    if ping_pong_ns:
+        near, far = quartiles(ping_pong_ns)
+        if far > MAX_PING_PONG_SPREAD * near:
+            flags.append("state_changed")
     return tuple(flags)
 
 

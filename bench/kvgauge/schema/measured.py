@@ -111,6 +111,12 @@ class Probe:
     read_samples_bytes_per_s: tuple[float, ...] = ()
     cached_read_bytes_per_s: float | None = None
     """Reading a quarter of the last-level cache again and again."""
+    source: str | None = None
+    """Whose loops gave the rates: `torch`, or `kvgauge native` with the instructions and the threads."""
+    integer_ops_per_s: float | None = None
+    """Dot products of 8-bit integers, a multiply and an add counted as two."""
+    ping_pong_ns: tuple[float, ...] | None = None
+    """How long a cache line took from the first core to the second, beside each sample that allowed it."""
 
 
 @dataclass(frozen=True, slots=True)

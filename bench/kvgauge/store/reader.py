@@ -140,6 +140,7 @@ def check_measured(measured: Measurement | None, probe: Probe | None, where: str
             raise UserError(f"{where}: measured.time_s must be above 0")
     if probe is not None and min(
         probe.read_bytes_per_s, probe.copy_bytes_per_s, probe.flops_per_s,
-        *probe.read_samples_bytes_per_s,
+        *probe.read_samples_bytes_per_s, *(probe.ping_pong_ns or ()),
+        1.0 if probe.integer_ops_per_s is None else probe.integer_ops_per_s,
     ) <= 0:  # fmt: skip
         raise UserError(f"{where}: probe rates must be above 0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from kvgauge.devices.probe import DeviceProbe
 from kvgauge.formula.floor import Rates, bound, floor_s
 from kvgauge.formula.moved import Operation, total_bytes
 from kvgauge.measure.sampler import sample
@@ -27,7 +28,8 @@ class Timed:
     """A proven step that is to be timed: `steps` do the same on different inputs, in turn.
 
     `tokens_per_step` is given for the scopes in which a step makes tokens (`step`, `engine`).
-    `prove_again` is asked after the timing, with the step's seconds.
+    `prove_again` is asked after the timing, with the step's seconds. `on_pool` says that the steps run on
+    the threads of the native kernels rather than on torch's.
     """
 
     steps: Sequence[Callable[[], object]]
@@ -35,6 +37,7 @@ class Timed:
     cache_state: CacheState = "cold"
     tokens_per_step: int | None = None
     prove_again: Callable[[float], Fault | None] = lambda _step_s: None
+    on_pool: bool = False
 
 
 def timed_outcome(
@@ -46,19 +49,27 @@ def timed_outcome(
 ) -> Outcome:
     """Time a step whose output, kernel and bytes (`proven`) were checked before."""
     device, operations = context.device, timed.operations
+    probing = context.probe.on_pool() if timed.on_pool else context.probe
     watch, device_before = device.watch(), device.identity()
+    distances_ns: list[float | None] = []
+
+    def look() -> None:
+        watch.look()
+        with context.phases("probe"):
+            distances_ns.append(probing.ping_pong_ns())
+
     samples = sample(
         timed.steps,
         device,
-        context.probe,
+        probing,
         context.criterion,
         context.phases,
         timed.cache_state,
-        watch.look,
+        look,
     )
     conditions = watch.stop()
     with context.phases("probe"):
-        probe = _probe(context, samples.read_bytes_per_s)
+        probe = _probe(probing, samples.read_bytes_per_s, distances_ns)
     timing = samples.timing()
     rates = Rates(probe.read_bytes_per_s, probe.flops_per_s, "probe")
     moved_bytes, least_s = total_bytes(operations), floor_s(operations, rates)
@@ -92,18 +103,30 @@ def timed_outcome(
             bandwidth=bytes_per_s / probe.read_bytes_per_s,
             floor=timing.median / least_s,
         ),
-        flags=trust_flags(samples.times_s, samples.read_bytes_per_s, conditions),
+        flags=trust_flags(
+            samples.times_s, samples.read_bytes_per_s, conditions, probe.ping_pong_ns or ()
+        ),
         backend=backend,
         conditions=conditions,
     )
 
 
-def _probe(context: Context, read_samples: tuple[float, ...]) -> Probe:
-    probe = context.probe
+def _probe(
+    probe: DeviceProbe, read_samples: tuple[float, ...], distances_ns: Sequence[float | None]
+) -> Probe:
+    told_ns = tuple(round(ns, 1) for ns in distances_ns if ns is not None)
     return Probe(
         read_bytes_per_s=median(read_samples),
         copy_bytes_per_s=median([probe.copy_bytes_per_s() for _ in range(_PROBE_REPEATS)]),
         flops_per_s=median([probe.flops_per_s() for _ in range(_PROBE_REPEATS)]),
         read_samples_bytes_per_s=read_samples,
         cached_read_bytes_per_s=probe.cached_read_bytes_per_s(),
+        source=probe.loops,
+        integer_ops_per_s=_median_told([probe.integer_ops_per_s() for _ in range(_PROBE_REPEATS)]),
+        ping_pong_ns=told_ns or None,
     )
+
+
+def _median_told(readings: Sequence[float | None]) -> float | None:
+    told = [reading for reading in readings if reading is not None]
+    return median(told) if told else None
