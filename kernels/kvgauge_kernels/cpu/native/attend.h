@@ -15,9 +15,16 @@ struct alignas(64) Part {
   float rows[kMaxGroup * kMaxHeadDim];  // head_dim floats a query head
 };
 
+// K/V heads of one sequence, and tokens [first, last).
+struct Task {
+  int64_t sequence, head, heads, first, last;
+};
+
+constexpr int kMaxTaskHeads = 8;
+
 struct Kernels {
-  // The part over tokens [first, last) of one sequence and K/V head.
-  void (*attend)(const Problem&, int64_t sequence, int64_t head, int64_t first, int64_t last, Part& part);
+  // One part a head, up to kMaxTaskHeads; that of head i is at parts[i * apart].
+  void (*attend)(const Problem&, const Task&, Part* parts, int64_t apart);
   // Write the result of `count` parts, which together are the sequence, to the problem's output.
   void (*finish)(const Problem&, int64_t sequence, int64_t head, const Part* parts, int64_t count);
 };

@@ -119,7 +119,7 @@ struct Bytewise {
   }
 
   template <int H>
-  void scores(int first, const Block& block, const Block&, int tokens, float* out) const {
+  void scores(int first, const Block& block, int tokens, float* out) const {
     constexpr int T = 16 / H;
     const __m512i middle = _mm512_set1_epi8(static_cast<char>(128));
     for (int t = 0; t < tokens; t += T) {

@@ -1,14 +1,11 @@
 // One decode step over one layer's cache: checks, the split of the work over the pool, and the binding.
 #include <nanobind/nanobind.h>
-#include <nanobind/stl/pair.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <array>
 #include <memory>
 #include <stdexcept>
-#include <string>
 #include <tuple>
 #include <vector>
 
@@ -32,15 +29,24 @@ Kernels kernels_of(const Problem& p) {
   return kernels_portable(p);
 }
 
-// One piece of one sequence, for one K/V head. `part` says where its result waits for the other pieces; -1
-// where there are none.
+// Where a head's tokens are not in one piece, a token's heads are near to each other, and are read one after
+// the other: else each page of memory would be looked up once a head.
+int64_t heads_together(const Problem& p, const std::vector<int64_t>& lengths) {
+  const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
+  const bool apart = p.page_size > 0 || p.k.head < longest * p.k.token;
+  return apart ? std::min<int64_t>(p.kv_heads, kMaxTaskHeads) : 1;
+}
+
+// A task, and where its results wait for those of the rest of the sequence: `count` parts a head, from
+// `first_part` on; this one is number `index` of them.
 struct Piece {
-  int64_t sequence, head, first, last, part, first_part, count, counter;
+  Task task;
+  int64_t index, count, first_part, counter;
 };
 
 struct Plan {
   std::vector<Piece> pieces;
-  std::vector<int> left;  // pieces that are not done yet, for each sequence and head in pieces
+  std::vector<int> left;  // how many of the pieces that belong together are not done yet
   int64_t parts = 0;
   // Not a vector: a Part is written before it is read, and there are megabytes of them.
   std::unique_ptr<Part[]> results;
@@ -50,14 +56,17 @@ struct Plan {
     pieces.clear();
     left.clear();
     parts = 0;
+    if (p.batch == 0 || p.kv_heads == 0) return;
+    const int64_t together = heads_together(p, lengths);
     int64_t total = 0;
-    for (int64_t length : lengths) total += length * p.kv_heads;
-    int64_t longest = (total + threads * kPiecesPerThread - 1) / (threads * kPiecesPerThread);
-    longest = std::max(kLeastPiece, (longest + 63) / 64 * 64);
+    for (int64_t length : lengths) total += length * ((p.kv_heads + together - 1) / together);
+    const int64_t wanted = threads * kPiecesPerThread;
+    const int64_t longest = std::max(kLeastPiece, (total + wanted - 1) / wanted);
     for (int64_t b = 0; b < p.batch; ++b) {
       const int64_t count = threads == 1 ? 1 : (lengths[b] + longest - 1) / longest;
       const int64_t size = ((lengths[b] + count - 1) / count + 63) / 64 * 64;
-      for (int64_t h = 0; h < p.kv_heads; ++h) add(b, h, lengths[b], size);
+      for (int64_t h = 0; h < p.kv_heads; h += together)
+        add({b, h, std::min(together, p.kv_heads - h), 0, lengths[b]}, size);
     }
     if (parts > room) {
       results.reset(new Part[parts]);
@@ -66,17 +75,16 @@ struct Plan {
   }
 
  private:
-  void add(int64_t sequence, int64_t head, int64_t length, int64_t size) {
-    const int64_t count = (length + size - 1) / size;
-    if (count == 1) {
-      pieces.push_back({sequence, head, 0, length, -1, 0, 1, 0});
-      return;
+  void add(const Task& whole, int64_t size) {
+    const int64_t count = (whole.last + size - 1) / size;
+    for (int64_t i = 0; i < count; ++i) {
+      Task task = whole;
+      task.first = i * size;
+      task.last = std::min(whole.last, task.first + size);
+      pieces.push_back({task, i, count, parts, static_cast<int64_t>(left.size())});
     }
-    for (int64_t i = 0; i < count; ++i)
-      pieces.push_back({sequence, head, i * size, std::min(length, (i + 1) * size), parts + i, parts, count,
-                        static_cast<int64_t>(left.size())});
     left.push_back(static_cast<int>(count));
-    parts += count;
+    parts += count * whole.heads;
   }
 };
 
@@ -87,17 +95,12 @@ void run(const Problem& p, const std::vector<int64_t>& lengths) {
   const Kernels kernels = kernels_of(p);
   run_tasks(static_cast<int64_t>(mine.pieces.size()), [&](int64_t i) {
     const Piece& piece = mine.pieces[i];
-    if (piece.part < 0) {
-      Part part;
-      kernels.attend(p, piece.sequence, piece.head, piece.first, piece.last, part);
-      kernels.finish(p, piece.sequence, piece.head, &part, 1);
-      return;
-    }
-    Part* parts = mine.results.get();
-    kernels.attend(p, piece.sequence, piece.head, piece.first, piece.last, parts[piece.part]);
+    Part* parts = mine.results.get() + piece.first_part;
+    kernels.attend(p, piece.task, parts + piece.index, piece.count);
     // Whoever is last has all parts before it.
     if (__atomic_sub_fetch(&mine.left[piece.counter], 1, __ATOMIC_ACQ_REL) == 0)
-      kernels.finish(p, piece.sequence, piece.head, parts + piece.first_part, piece.count);
+      for (int64_t h = 0; h < piece.task.heads; ++h)
+        kernels.finish(p, piece.task.sequence, piece.task.head + h, parts + h * piece.count, piece.count);
   });
 }
 
