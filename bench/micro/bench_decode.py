@@ -77,4 +77,5 @@ def bench_decode(benchmark: Any, name: str, fmt: str, layout: str, depth: int) -
         return
     median = benchmark.stats.stats.median
     benchmark.extra_info["bytes_per_s"] = held / median
+    benchmark.extra_info["probe"] = "native" if hasattr(native(), "probe_read") else "torch.sum"
     benchmark.extra_info["read_share"] = sorted(reads)[len(reads) // 2] / median

@@ -55,13 +55,14 @@ class Case:
         generator = torch.Generator().manual_seed(self.seed)
         room = max(self.lengths) + self.gap
         rows = [self._rows(room, generator) for _ in range(2)]
+        k_scale: torch.Tensor | None = None
+        v_scale: torch.Tensor | None = None
         if self.fmt == "int8":
             stored = [quantized(x) for x in rows]
             # Where no token is the elements are the largest there are, and the scales NaN.
             (k, k_scale), (v, v_scale) = ((self._poisoned(a), self._poisoned(b)) for a, b in stored)
         else:
             k, v = (self._poisoned(x.to(DTYPES[self.fmt])) for x in rows)
-            k_scale = v_scale = None
         if self.page_size is None:
             k, v = self._strided(k), self._strided(v)
             return KVView(k, v, self.fmt, k_scale, v_scale, self.lengths)

@@ -96,10 +96,16 @@ def paged(view: KVView, size: int) -> KVView:
                 out[int(table[b, i]), :, : part.shape[1]] = part
         return out
 
-    scales = [None if s is None else pool(s) for s in (view.k_scale, view.v_scale)]
-    lengths = view.lengths or (view.tokens,) * view.batch
     return KVView(
-        pool(view.k), pool(view.v), view.format, *scales, lengths, "paged", size, block_table=table
+        pool(view.k),
+        pool(view.v),
+        view.format,
+        None if view.k_scale is None else pool(view.k_scale),
+        None if view.v_scale is None else pool(view.v_scale),
+        view.lengths or (view.tokens,) * view.batch,
+        "paged",
+        size,
+        table,
     )
 
 

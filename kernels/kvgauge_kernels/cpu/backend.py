@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib import metadata
+from importlib import import_module, metadata
 from types import ModuleType
 
 import torch
@@ -24,11 +24,9 @@ _OP = "kvgauge::cpu_decode"
 def native() -> ModuleType | None:
     """The extension module; None where it is not built."""
     try:
-        from kvgauge_kernels.cpu import _native
+        return import_module("kvgauge_kernels.cpu._native")
     except ImportError:
         return None
-    module: ModuleType = _native
-    return module
 
 
 class CpuBackend:
@@ -174,7 +172,12 @@ def _cpu_decode(
 def _address(tensor: torch.Tensor | None) -> tuple[int, int, int, int]:
     if tensor is None:
         return (0, 0, 0, 0)
-    return (tensor.data_ptr(), *tensor.stride()[:3])
+    outer, head, token = tensor.stride()[:3]
+    return (tensor.data_ptr(), outer, head, token)
+
+
+def _like_query(q: torch.Tensor, *_: object) -> torch.Tensor:
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device)
 
 
 # torch.library.custom_op would do this in one decorator and add tens of microseconds to a call.
@@ -184,8 +187,4 @@ _library.define(
     "Tensor? block_table, int[]? lengths, int int_bits) -> Tensor"
 )
 _library.impl("cpu_decode", _cpu_decode, "CPU")
-
-
-@torch.library.register_fake(_OP, lib=_library)
-def _like_query(q: torch.Tensor, *_: object) -> torch.Tensor:
-    return torch.empty(q.shape, dtype=q.dtype, device=q.device)
+torch.library.register_fake(_OP, _like_query, lib=_library)
