@@ -14,6 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kvgauge_kernels import BACKENDS, AttentionBackend, KVView
+from kvgauge_kernels.cpu.backend import native
 
 Array = npt.NDArray[np.float64]
 
@@ -27,6 +28,8 @@ EXPECTED_OP = {
     "sdpa-math": "aten::_safe_softmax",
     "sdpa-flash": "aten::_scaled_dot_product_flash_attention",
     "dequant+sdpa": "aten::_scaled_dot_product_flash_attention",
+    "cpu": "kvgauge::cpu_decode",
+    "cpu-q8": "kvgauge::cpu_decode",
 }
 
 
@@ -135,8 +138,13 @@ def assert_right_kernel(backend: AttentionBackend, seen: set[str]) -> None:
 
 
 def usable(view: KVView, dtype: torch.dtype) -> list[AttentionBackend]:
-    """Every backend that supports the view (whether or not the machine has it)."""
-    return [b for b in BACKENDS.values() if b.supports(view, dtype) is None]
+    """Every backend that supports the view: those of a package also where a stand-in runs for it."""
+    built = native() is not None
+    return [
+        b
+        for b in BACKENDS.values()
+        if b.supports(view, dtype) is None and (built or not b.name.startswith("cpu"))
+    ]
 
 
 def _array(x: torch.Tensor) -> Array:

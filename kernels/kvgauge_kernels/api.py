@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from kvgauge_kernels.cpu.backend import CpuBackend
 from kvgauge_kernels.dequant import DequantSdpa
 from kvgauge_kernels.eager import Eager
 from kvgauge_kernels.flash_attn import FlashAttn
@@ -19,6 +20,8 @@ _ALL: tuple[AttentionBackend, ...] = (
     SdpaFlash(),
     FlashAttn(),
     DequantSdpa(),
+    CpuBackend(),
+    CpuBackend(int_bits=8),
 )
 BACKENDS: dict[str, AttentionBackend] = {b.name: b for b in _ALL}
 

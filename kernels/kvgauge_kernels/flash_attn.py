@@ -106,4 +106,4 @@ def _cache_seqlens(view: KVView) -> torch.Tensor | int | None:
 def _paged_refusal(page_size: int | None) -> str:
     if page_size is None or page_size % _PAGE_MULTIPLE:
         return f"page_size {page_size}: flash-attn needs a multiple of {_PAGE_MULTIPLE}"
-    return "layout 'paged': a view carries no page table yet"
+    return "layout 'paged': this adapter passes no block table on"

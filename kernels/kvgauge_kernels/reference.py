@@ -30,8 +30,8 @@ class Reference:
         return "the device has no float64" if device.type == "mps" else no_cuda(device)
 
     def supports(self, view: KVView, q_dtype: torch.dtype) -> str | None:
-        """Contiguous caches, of whatever head dims; queries of the cache's dtype where it is plain."""
-        return view.refusal(q_dtype, self.formats)
+        """Either layout, whatever head dims; queries of the cache's dtype where it is plain."""
+        return view.refusal(q_dtype, self.formats, ("contiguous", "paged"))
 
     def decode(self, q: torch.Tensor, view: KVView) -> torch.Tensor:
         """`oracle_decode`, rounded once to q's dtype."""
@@ -59,8 +59,8 @@ def oracle_prefill(q: torch.Tensor, view: KVView) -> torch.Tensor:
         n = view.length(b)
         step = max(1, _SCORES // (group * n))
         for h in range(view.kv_heads):
-            k = _float64(view.k, view.k_scale, b, h, n)
-            v = _float64(view.v, view.v_scale, b, h, n)
+            k = _float64(view, view.k, view.k_scale, b, h)
+            v = _float64(view, view.v, view.v_scale, b, h)
             heads = slice(h * group, (h + 1) * group)
             for first in range(0, q_tokens, step):
                 rows = slice(first, first + step)
@@ -78,7 +78,8 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: int) -> tor
 
 
 def _float64(
-    stored: torch.Tensor, scale: torch.Tensor | None, b: int, h: int, n: int
+    view: KVView, stored: torch.Tensor, scale: torch.Tensor | None, b: int, h: int
 ) -> torch.Tensor:
-    values = stored[b, h, :n].double()
-    return values if scale is None else values.mul_(scale[b, h, :n].double().unsqueeze(-1))
+    heads = slice(h, h + 1)
+    values = view.rows(stored, b, heads)[0].double()
+    return values if scale is None else values.mul_(view.rows(scale, b, heads)[0].double()[:, None])

@@ -39,7 +39,12 @@ class KVView:
     storage dtype of `format`; any strides with the last dimension contiguous. For quantized
     formats k_scale and v_scale are `[batch, kv_heads, tokens]` fp16, and an element is
     `stored * scale`. `lengths` says how many tokens of each sequence are valid; None means all.
-    What lies past a sequence's length is never part of a result, but must be finite.
+    What lies past a sequence's length is never part of a result, but must be finite where a backend
+    does not say otherwise.
+
+    Where layout is "paged", k and v are pools of pages, `[pages, kv_heads, page_size, dim]`, the
+    scales `[pages, kv_heads, page_size]`, and row b of block_table (int32, `[batch, max_pages]`)
+    names the pages of sequence b in their order; entries past its last page are never read.
     Raises ValueError where the tensors do not fit together.
     """
 
@@ -51,6 +56,7 @@ class KVView:
     lengths: tuple[int, ...] | None = None
     layout: str = "contiguous"
     page_size: int | None = None
+    block_table: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.k.dim() != 4 or self.v.dim() != 4:
@@ -69,6 +75,7 @@ class KVView:
             if tensor.shape[3] > 1 and tensor.stride(3) != 1:
                 raise ValueError(f"{name}'s last dimension must be contiguous: {tensor.stride()}")
         self._check_scales()
+        self._check_layout()
         if self.lengths is not None:
             if len(self.lengths) != self.batch:
                 raise ValueError(f"{len(self.lengths)} lengths for a batch of {self.batch}")
@@ -84,10 +91,25 @@ class KVView:
             if scale is None and self.k.dtype == torch.int8:
                 raise ValueError("an int8 cache needs k_scale and v_scale")
 
+    def _check_layout(self) -> None:
+        table = self.block_table
+        if self.layout not in ("contiguous", "paged"):
+            raise ValueError(f"layout {self.layout!r}: contiguous or paged")
+        if self.layout == "contiguous":
+            if table is not None or self.page_size is not None:
+                raise ValueError("a contiguous cache has no block table and no page size")
+            return
+        if table is None or table.dim() != 2 or table.dtype != torch.int32:
+            raise ValueError("a paged cache needs a block_table, int32 [batch, max_pages]")
+        if table.device != self.k.device:
+            raise ValueError(f"block_table is on {table.device}, k on {self.k.device}")
+        if self.page_size is None or self.page_size < 1 or self.page_size != self.k.shape[2]:
+            raise ValueError(f"page_size {self.page_size}, and pages of {self.k.shape[2]} tokens")
+
     @property
     def batch(self) -> int:
         """Sequences."""
-        return self.k.shape[0]
+        return self.k.shape[0] if self.block_table is None else self.block_table.shape[0]
 
     @property
     def kv_heads(self) -> int:
@@ -96,8 +118,9 @@ class KVView:
 
     @property
     def tokens(self) -> int:
-        """Tokens that there is room for."""
-        return self.k.shape[2]
+        """Tokens that there is room for in a sequence."""
+        room = self.k.shape[2]
+        return room if self.block_table is None else room * self.block_table.shape[1]
 
     @property
     def k_dim(self) -> int:
@@ -137,7 +160,12 @@ class KVView:
         return q.shape[1] // self.kv_heads
 
     def narrowed(self, rows: slice, tokens: int) -> KVView:
-        """Those sequences, cut to the first `tokens`, all of them valid; nothing is copied."""
+        """Those sequences, cut to the first `tokens`, all of them valid; nothing is copied.
+
+        Of a contiguous cache; raises ValueError for a paged one, of which see `gathered`.
+        """
+        if self.layout != "contiguous":
+            raise ValueError("a paged cache cannot be cut without a copy")
 
         def cut(scale: torch.Tensor | None) -> torch.Tensor | None:
             return None if scale is None else scale[rows, :, :tokens]
@@ -149,6 +177,31 @@ class KVView:
             k_scale=cut(self.k_scale),
             v_scale=cut(self.v_scale),
             lengths=None,
+        )
+
+    def rows(self, pool: torch.Tensor, sequence: int, heads: slice) -> torch.Tensor:
+        """The valid rows of one of this view's tensors: `[heads, tokens, ...]`, of one sequence.
+
+        A part of it where the cache is contiguous, a copy where it is paged.
+        """
+        n = self.length(sequence)
+        if self.block_table is None or self.page_size is None:
+            return pool[sequence, heads, :n]
+        pages = self.block_table[sequence, : -(-n // self.page_size)].long()
+        return pool[:, heads][pages].transpose(0, 1).flatten(1, 2)[:, :n]
+
+    def gathered(self, sequence: int) -> KVView:
+        """One sequence as a contiguous cache of its valid tokens, copied where this one is paged."""
+
+        def one(pool: torch.Tensor) -> torch.Tensor:
+            return self.rows(pool, sequence, slice(None)).unsqueeze(0)
+
+        return KVView(
+            one(self.k),
+            one(self.v),
+            self.format,
+            None if self.k_scale is None else one(self.k_scale),
+            None if self.v_scale is None else one(self.v_scale),
         )
 
     def dense(self) -> Iterator[tuple[slice, KVView]]:
@@ -175,9 +228,14 @@ class KVView:
         positions = torch.arange(self.tokens, device=self.k.device)
         return (positions <= last_seen[..., None]).unsqueeze(1)
 
-    def refusal(self, q_dtype: torch.dtype, formats: Collection[str]) -> str | None:
-        """Why a kernel of those formats over contiguous tensors cannot read this; None if it can."""
-        if self.layout != "contiguous":
+    def refusal(
+        self,
+        q_dtype: torch.dtype,
+        formats: Collection[str],
+        layouts: Collection[str] = ("contiguous",),
+    ) -> str | None:
+        """Why a kernel of those formats and layouts cannot read this; None if it can."""
+        if self.layout not in layouts:
             return f"layout {self.layout!r}: it reads contiguous caches only"
         if self.format not in formats:
             return f"format {self.format}: it reads {', '.join(sorted(formats))}"

@@ -106,7 +106,10 @@ def check(
         out, seen = observed(step)
     assert out.shape == expected.shape, backend.name
     assert out.dtype == dtype, backend.name
-    assert error(out, expected) <= TOLERANCE[dtype], backend.name
+    own = {"cpu": 1e-3, "cpu-q8": 3e-2}.get(backend.name, 0.0)
+    assert error(out, expected) <= TOLERANCE[dtype] + own, backend.name
+    if backend.name.startswith("cpu") and out.dim() == 4:
+        return  # its prefill is torch's
     if backend.name != "flash-attn":  # what stands in for it is made of torch's operators
         assert_right_kernel(backend, seen)
 
@@ -116,5 +119,7 @@ def test_every_format_has_a_backend_beside_the_reference(fmt: str) -> None:
     view = make_view(fmt)
     names = {b.name for b in usable(view, DTYPES.get(fmt, torch.bfloat16))}
     plain = {"eager", "sdpa-math", "sdpa-flash"}
-    assert names - {"reference", "flash-attn"} == ({"dequant+sdpa"} if fmt == "int8" else plain)
+    of_torch = names - {"reference", "flash-attn", "cpu", "cpu-q8"}
+    assert of_torch == ({"dequant+sdpa"} if fmt == "int8" else plain)
+    assert names & {"cpu", "cpu-q8"} <= ({"cpu", "cpu-q8"} if fmt == "int8" else {"cpu"})
     assert ("flash-attn" in names) == (fmt in ("fp16", "bf16"))

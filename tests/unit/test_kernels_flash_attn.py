@@ -142,10 +142,11 @@ def test_supports(view: KVView, dtype: torch.dtype, reason: str | None) -> None:
     ("page_size", "reason"),
     [
         (16, "page_size 16: flash-attn needs a multiple of 256"),
-        (256, "layout 'paged': a view carries no page table yet"),
+        (256, "layout 'paged': this adapter passes no block table on"),
     ],
 )
 def test_paged_caches(page_size: int, reason: str) -> None:
-    plain = make_view("bf16")
-    view = KVView(plain.k, plain.v, "bf16", layout="paged", page_size=page_size)
+    plain = make_view("bf16", tokens=page_size)
+    table = torch.zeros(1, 2, dtype=torch.int32)
+    view = KVView(plain.k, plain.v, "bf16", layout="paged", page_size=page_size, block_table=table)
     assert FLASH_ATTN.supports(view, torch.bfloat16) == reason

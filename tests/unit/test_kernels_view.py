@@ -92,7 +92,9 @@ def test_visible_counts_from_the_end_of_each_sequence() -> None:
 def test_refusals_say_what_would_be_read() -> None:
     plain = frozenset({"fp16", "fp32"})
     view = make_view("fp16")
-    paged = KVView(view.k, view.v, "fp16", layout="paged", page_size=16)
+    table = torch.zeros(3, 2, dtype=torch.int32)
+    paged = KVView(view.k, view.v, "fp16", layout="paged", page_size=40, block_table=table)
+    assert (paged.batch, paged.tokens) == (3, 80)
     assert view.refusal(torch.float16, plain) is None
     assert view.refusal(torch.float32, plain) == "a cache of float16 with queries of float32"
     assert view.refusal(torch.float16, {"int8"}) == "format fp16: it reads int8"

@@ -1,3 +1,195 @@
+// One decode step over one layer's cache: checks, the split of the work over the pool, and the binding.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
-void register_decode(nanobind::module_& m) { (void)m; }
+#include <algorithm>
+#include <memory>
+#include <stdexcept>
+#include <tuple>
+#include <vector>
+
+#include "attend.h"
+#include "level.h"
+#include "pool.h"
+
+namespace kvgauge {
+namespace {
+
+// A shorter piece is not worth a hand-over.
+constexpr int64_t kLeastPiece = 256;
+// Pieces to a thread: with few, one that is late is waited for; with many, streams are short.
+constexpr int64_t kPiecesPerThread = 6;
+
+Kernels kernels_of(const Problem& p) {
+#if defined(__x86_64__)
+  if (level() == Level::avx512) return kernels_avx512(p);
+  if (level() == Level::avx2) return kernels_avx2(p);
+#endif
+  return kernels_portable(p);
+}
+
+// Where a head's tokens are not in one piece, a token's heads are near to each other, and are read one after
+// the other: else each page of memory would be looked up once a head.
+int64_t heads_together(const Problem& p, const std::vector<int64_t>& lengths) {
+  const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
+  const bool apart = p.page_size > 0 || p.k.head < longest * p.k.token;
+  return apart ? std::min<int64_t>(p.kv_heads, kMaxTaskHeads) : 1;
+}
+
+// A task, and where its results wait for those of the rest of the sequence: `count` parts a head, from
+// `first_part` on; this one is number `index` of them.
+struct Piece {
+  Task task;
+  int64_t index, count, first_part, counter;
+};
+
+struct Plan {
+  std::vector<Piece> pieces;
+  std::vector<int> left;  // how many of the pieces that belong together are not done yet
+  int64_t parts = 0;
+  // Not a vector: a Part is written before it is read, and there are megabytes of them.
+  std::unique_ptr<Part[]> results;
+  int64_t room = 0;
+
+  void make(const Problem& p, const std::vector<int64_t>& lengths, int threads) {
+    pieces.clear();
+    left.clear();
+    parts = 0;
+    if (p.batch == 0 || p.kv_heads == 0) return;
+    const int64_t together = heads_together(p, lengths);
+    int64_t total = 0;
+    for (int64_t length : lengths) total += length * ((p.kv_heads + together - 1) / together);
+    const int64_t wanted = threads * kPiecesPerThread;
+    const int64_t longest = std::max(kLeastPiece, (total + wanted - 1) / wanted);
+    for (int64_t b = 0; b < p.batch; ++b) {
+      const int64_t count = threads == 1 ? 1 : (lengths[b] + longest - 1) / longest;
+      const int64_t size = ((lengths[b] + count - 1) / count + 63) / 64 * 64;
+      for (int64_t h = 0; h < p.kv_heads; h += together)
+        add({b, h, std::min(together, p.kv_heads - h), 0, lengths[b]}, size);
+    }
+    if (parts > room) {
+      results.reset(new Part[parts]);
+      room = parts;
+    }
+  }
+
+ private:
+  void add(const Task& whole, int64_t size) {
+    const int64_t count = (whole.last + size - 1) / size;
+    for (int64_t i = 0; i < count; ++i) {
+      Task task = whole;
+      task.first = i * size;
+      task.last = std::min(whole.last, task.first + size);
+      pieces.push_back({task, i, count, parts, static_cast<int64_t>(left.size())});
+    }
+    left.push_back(static_cast<int>(count));
+    parts += count * whole.heads;
+  }
+};
+
+void run(const Problem& p, const std::vector<int64_t>& lengths) {
+  thread_local Plan plan;
+  Plan& mine = plan;  // the tasks run on other threads
+  mine.make(p, lengths, thread_count());
+  const Kernels kernels = kernels_of(p);
+  run_tasks(static_cast<int64_t>(mine.pieces.size()), [&](int64_t i) {
+    const Piece& piece = mine.pieces[i];
+    Part* parts = mine.results.get() + piece.first_part;
+    kernels.attend(p, piece.task, parts + piece.index, piece.count);
+    // Whoever is last has all parts before it.
+    if (__atomic_sub_fetch(&mine.left[piece.counter], 1, __ATOMIC_ACQ_REL) == 0)
+      for (int64_t h = 0; h < piece.task.heads; ++h)
+        kernels.finish(p, piece.task.sequence, piece.task.head + h, parts + h * piece.count, piece.count);
+  });
+}
+
+void require(bool holds, const char* otherwise) {
+  if (!holds) throw std::invalid_argument(otherwise);
+}
+
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Address, and the strides in elements of the first three dimensions as the cache has them: sequences or
+// pages, heads, tokens.
+using Tensor = std::tuple<uintptr_t, int64_t, int64_t, int64_t>;
+
+Rows rows_of(const Tensor& tensor, int element) {
+  const auto [address, outer, head, token] = tensor;
+  return {pointer<const char>(address), outer * element, head * element, token * element};
+}
+
+// batch, kv_heads, group, head_dim
+using Sizes = std::tuple<int64_t, int64_t, int64_t, int64_t>;
+// address of q, strides of sequences and heads in elements, address of out
+using Queries = std::tuple<uintptr_t, int64_t, int64_t, uintptr_t>;
+// address, entries a sequence, elements from one sequence's to the next, pages, tokens a page
+using Pages = std::tuple<uintptr_t, int64_t, int64_t, int64_t, int64_t>;
+
+void check_pages(const Problem& p, int64_t entries, int64_t pages, const std::vector<int64_t>& lengths) {
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const int64_t used = (lengths[b] + p.page_size - 1) / p.page_size;
+    require(used <= entries, "a sequence is longer than its pages");
+    const int32_t* row = p.table + b * p.table_row;
+    uint32_t largest = 0;  // a negative number is a large one too
+    for (int64_t i = 0; i < used; ++i) largest = std::max(largest, static_cast<uint32_t>(row[i]));
+    require(largest < static_cast<uint64_t>(pages), "the block table names a page that is not there");
+  }
+}
+
+void decode(int format, int q_dtype, int int_bits, const Sizes& sizes, const Queries& queries, const Tensor& k,
+            const Tensor& v, const Tensor& k_scale, const Tensor& v_scale, const Pages& pages,
+            const std::vector<int64_t>& lengths) {
+  require(format >= 0 && format <= 3, "unknown format");
+  require(q_dtype >= 0 && q_dtype <= 2, "queries must be fp32, fp16 or bf16");
+  require(format == 3 || format == q_dtype, "queries must be of the cache's dtype");
+  require(int_bits == 16 || int_bits == 8, "int_bits must be 16 or 8");
+  Problem p{};
+  p.format = static_cast<Format>(format);
+  p.q_dtype = static_cast<Format>(q_dtype);
+  p.int_bits = int_bits;
+  const auto [batch, kv_heads, group, head_dim] = sizes;
+  require(head_dim == 64 || head_dim == 128, "head_dim must be 64 or 128");
+  require(group >= 1 && group <= kMaxGroup, "a K/V head must have 1 to 16 query heads");
+  require(batch >= 0 && kv_heads >= 0, "sizes must not be negative");
+  require(static_cast<int64_t>(lengths.size()) == batch, "there must be one length a sequence");
+  for (int64_t length : lengths) require(length >= 1, "a sequence has no tokens");
+  p.batch = batch;
+  p.kv_heads = kv_heads;
+  p.group = static_cast<int>(group);
+  p.head_dim = static_cast<int>(head_dim);
+  const int q_bytes = p.q_dtype == Format::fp32 ? 4 : 2;
+  const auto [q, q_sequence, q_head, out] = queries;
+  p.q = pointer<const char>(q);
+  p.q_sequence = q_sequence * q_bytes;
+  p.q_head = q_head * q_bytes;
+  p.out = pointer<char>(out);
+  const int bytes = p.format == Format::fp32 ? 4 : p.format == Format::int8 ? 1 : 2;
+  p.k = rows_of(k, bytes);
+  p.v = rows_of(v, bytes);
+  p.k_scale = rows_of(k_scale, 2);
+  p.v_scale = rows_of(v_scale, 2);
+  require(p.format != Format::int8 || (p.k_scale.data && p.v_scale.data), "an int8 cache needs scales");
+  const auto [table, entries, table_row, page_count, page_size] = pages;
+  require(page_size >= 0 && (page_size == 0) == (table == 0), "a block table and a page size belong together");
+  p.table = pointer<const int32_t>(table);
+  p.table_row = table_row;
+  p.page_size = page_size;
+  if (page_size) check_pages(p, entries, page_count, lengths);
+  run(p, lengths);
+}
+
+}  // namespace
+}  // namespace kvgauge
+
+void register_decode(nanobind::module_& m) {
+  namespace nb = nanobind;
+  m.def("decode", &kvgauge::decode, nb::arg("format"), nb::arg("q_dtype"), nb::arg("int_bits"), nb::arg("sizes"),
+        nb::arg("queries"), nb::arg("k"), nb::arg("v"), nb::arg("k_scale"), nb::arg("v_scale"), nb::arg("pages"),
+        nb::arg("lengths"), nb::call_guard<nb::gil_scoped_release>(),
+        "Attention of one new token a sequence. The caller vouches for the addresses, strides and lengths: "
+        "they are checked for what can be seen from here, which is not the size of the tensors.");
+}

@@ -1,0 +1,81 @@
+"""What the native kernels reach of the memory's read bandwidth, measured at the same moment.
+
+`pytest bench/micro/bench_decode.py --benchmark-enable --benchmark-json=decode.json`
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from kvgauge_kernels import BACKENDS, KVView
+from kvgauge_kernels.cpu.backend import native
+
+pytestmark = pytest.mark.skipif(native() is None, reason="the native kernels are not built")
+HEADS, GROUP, DIM, PAGE = 8, 4, 128, 16
+DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+CASES = [
+    (name, fmt, layout)
+    for layout in ("contiguous", "paged")
+    for name, fmt in (("cpu", "fp16"), ("cpu", "bf16"), ("cpu", "int8"), ("cpu-q8", "int8"))
+]
+
+
+def cache(fmt: str, layout: str, depth: int) -> KVView:
+    generator = torch.Generator().manual_seed(0)
+    pages = depth // PAGE
+    shape = (1, HEADS, depth) if layout == "contiguous" else (pages, HEADS, PAGE)
+    where: dict[str, Any] = {}
+    if layout == "paged":
+        table = torch.randperm(pages, generator=generator).to(torch.int32)[None]
+        where = {"layout": layout, "page_size": PAGE, "block_table": table}
+
+    def rows() -> torch.Tensor:
+        if fmt == "int8":
+            return torch.randint(-127, 128, (*shape, DIM), generator=generator, dtype=torch.int8)
+        return torch.randn(*shape, DIM, generator=generator).to(DTYPE[fmt])
+
+    if fmt == "int8":
+        where |= {f"{x}_scale": torch.full(shape, 0.02, dtype=torch.float16) for x in "kv"}
+    return KVView(rows(), rows(), fmt, **where)
+
+
+def read(x: torch.Tensor) -> object:
+    """Everything of x once: by the native probe, or by torch's sum where the build has none."""
+    probe = getattr(native(), "probe_read", None)
+    if probe is None:
+        return x.view(torch.int64).sum()
+    return probe(x.data_ptr(), x.numel() * x.element_size(), openmp=False)
+
+
+def seconds(step: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+@pytest.mark.parametrize("depth", [8192, 32768])
+@pytest.mark.parametrize(("name", "fmt", "layout"), CASES)
+def bench_decode(benchmark: Any, name: str, fmt: str, layout: str, depth: int) -> None:
+    view = cache(fmt, layout, depth)
+    dtype = torch.bfloat16 if fmt == "int8" else DTYPE[fmt]
+    q = torch.randn(1, HEADS * GROUP, DIM).to(dtype)
+    tensors = [x for x in (view.k, view.v, view.k_scale, view.v_scale) if x is not None]
+    held = sum(x.numel() * x.element_size() for x in tensors)
+    reads: list[float] = []
+
+    def probe() -> None:
+        reads.append(sum(seconds(partial(read, x)) for x in tensors))
+
+    benchmark.pedantic(BACKENDS[name].decode, (q, view), setup=probe, rounds=20, warmup_rounds=2)
+    if benchmark.stats is None:  # benchmarks are disabled: it ran once
+        return
+    median = benchmark.stats.stats.median
+    benchmark.extra_info["bytes_per_s"] = held / median
+    benchmark.extra_info["probe"] = "native" if hasattr(native(), "probe_read") else "torch.sum"
+    benchmark.extra_info["read_share"] = sorted(reads)[len(reads) // 2] / median

@@ -1,0 +1,359 @@
+// The algorithm, over a level's instructions. Included by the source of each level, once: everything here is
+// in an anonymous namespace, so that no level's code can be linked in place of another's.
+//
+// A part of a sequence is taken in blocks of 48 tokens: their scores go to a small buffer, their weights
+// replace them there, and V's rows are added up by those. K and V are converted in registers. While a block's
+// K is read its V is asked for, and while its V is read the K of the next: the CPU's own prefetching alone gives
+// half of the bandwidth.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <initializer_list>
+#include <type_traits>
+
+#include "attend.h"
+
+#define KVGAUGE_INLINE inline __attribute__((always_inline))
+
+namespace kvgauge {
+namespace {
+
+// The K and V of two blocks, and what is computed on, fit a first-level cache of 48 KiB.
+constexpr int kBlock = 48;
+constexpr float kInfinity = __builtin_huge_valf();
+
+constexpr int bytes_of(Format format) {
+  return format == Format::fp32 ? 4 : format == Format::int8 ? 1 : 2;
+}
+
+// Rows past the last token are read as this one: what memory holds there may be NaN, or not be ours.
+alignas(64) constexpr char kZeros[kMaxHeadDim * 4] = {};
+
+// The rows of one block of one head, and their scales where there are any.
+struct Block {
+  const char* k[kBlock];
+  const char* v[kBlock];
+  alignas(64) uint16_t k_scale[kBlock];
+  alignas(64) uint16_t v_scale[kBlock];
+  int64_t head, token;
+  int tokens;
+
+  // The block from `first` on, up to `last`; with no tokens where that is at the end. In a paged
+  // cache the start of each run is asked for: the look-up of its page of memory then keeps the rest waiting no more.
+  void find(const Problem& p, int64_t sequence, int64_t of_head, int64_t first, int64_t last) {
+    head = of_head;
+    token = first;
+    tokens = static_cast<int>(last - token < kBlock ? last - token : kBlock);
+    int done = 0;
+    while (done < tokens) {
+      const Run run = run_at(p, sequence, token + done, tokens - done);
+      const char* k_row = row_at(p.k, head, run);
+      const char* v_row = row_at(p.v, head, run);
+      if (p.page_size) {
+        __builtin_prefetch(k_row);
+        __builtin_prefetch(v_row);
+      }
+      for (int i = 0; i < run.tokens; ++i) {
+        k[done + i] = k_row + i * p.k.token;
+        v[done + i] = v_row + i * p.v.token;
+      }
+      if (p.format == Format::int8) {
+        prefetch_scales(row_at(p.k_scale, head, run), p.k_scale.token * (run.tokens - 1));
+        prefetch_scales(row_at(p.v_scale, head, run), p.v_scale.token * (run.tokens - 1));
+      }
+      done += static_cast<int>(run.tokens);
+    }
+    for (; done < kBlock; ++done) k[done] = v[done] = kZeros;
+  }
+
+  void read_scales(const Problem& p, int64_t sequence) {
+    int done = 0;
+    while (done < tokens) {
+      const Run run = run_at(p, sequence, token + done, tokens - done);
+      copy_scales(k_scale + done, row_at(p.k_scale, head, run), p.k_scale.token, run.tokens);
+      copy_scales(v_scale + done, row_at(p.v_scale, head, run), p.v_scale.token, run.tokens);
+      done += static_cast<int>(run.tokens);
+    }
+    for (; done < kBlock; ++done) k_scale[done] = v_scale[done] = 0;
+  }
+
+ private:
+  static KVGAUGE_INLINE void prefetch_scales(const char* first, int64_t to_last) {
+    __builtin_prefetch(first);
+    __builtin_prefetch(first + to_last / 2);
+    __builtin_prefetch(first + to_last);
+  }
+
+  static void copy_scales(uint16_t* to, const char* from, int64_t stride, int64_t count) {
+    if (stride == 2 && count == kBlock) {
+      std::memcpy(to, from, 2 * kBlock);
+    } else if (stride == 2 && count == 16) {  // the page size that is usual
+      std::memcpy(to, from, 2 * 16);
+    } else {
+      for (int64_t i = 0; i < count; ++i) std::memcpy(to + i, from + i * stride, 2);
+    }
+  }
+};
+
+template <int Bytes>
+KVGAUGE_INLINE void prefetch_row(const char* row) {
+#pragma GCC unroll 8
+  for (int i = 0; i < Bytes; i += 64) __builtin_prefetch(row + i);
+}
+
+// Plain arithmetic in fp32, for every format; int8 is converted like the others and its scales are applied to
+// the scores and the weights.
+template <class Isa, Format F, int D>
+struct Plain {
+  using V = typename Isa::V;
+  static constexpr int kBytes = bytes_of(F);
+  static constexpr int kVectors = D / Isa::kLanes;
+
+  alignas(64) float q[kMaxGroup * D];
+
+  // q, already scaled, in fp32.
+  void take_query(const float* scaled, int) { std::memcpy(q, scaled, sizeof(q)); }
+
+  // Scores of H query heads from `first` on: out[h * kBlock + token].
+  template <int H>
+  void scores(int first, const Block& block, int tokens, float* out) const {
+    constexpr int T = Isa::kAccumulators / H;
+    for (int t = 0; t < tokens; t += T) {
+      V acc[H * T];
+#pragma GCC unroll 16
+      for (int i = 0; i < H * T; ++i) acc[i] = Isa::zero();
+#pragma GCC unroll 2
+      for (int d = 0; d < D; d += Isa::kLanes) {
+        V row[T];
+#pragma GCC unroll 16
+        for (int i = 0; i < T; ++i) row[i] = Isa::template read<F>(block.k[t + i] + d * kBytes);
+#pragma GCC unroll 4
+        for (int h = 0; h < H; ++h) {
+          const V x = Isa::load(q + (first + h) * D + d);
+#pragma GCC unroll 16
+          for (int i = 0; i < T; ++i) acc[h * T + i] = Isa::fma(x, row[i], acc[h * T + i]);
+        }
+      }
+      if (first == 0)
+        for (int i = 0; i < T; ++i) prefetch_row<D * kBytes>(block.v[t + i]);
+      alignas(64) float sum[H * T];
+      Isa::sums(acc, sum);
+#pragma GCC unroll 4
+      for (int h = 0; h < H; ++h) std::memcpy(out + h * kBlock + t, sum + h * T, T * sizeof(float));
+    }
+    if constexpr (F == Format::int8)
+      for (int h = 0; h < H; ++h)
+        for (int t = 0; t < tokens; t += Isa::kLanes)
+          Isa::store(out + h * kBlock + t, Isa::mul(Isa::load(out + h * kBlock + t), scale(block.k_scale + t)));
+  }
+
+  // rows += weights * V, for H query heads.
+  template <int H>
+  static void add_rows(float* weights, const Block& block, const Block& next, bool prefetch, int tokens,
+                       float* rows) {
+    constexpr int kFree = Isa::kAccumulators / H;
+    constexpr int C = kFree < kVectors ? kFree : kVectors;
+    if constexpr (F == Format::int8)
+      for (int h = 0; h < H; ++h)
+        for (int t = 0; t < tokens; t += Isa::kLanes) {
+          float* w = weights + h * kBlock + t;
+          Isa::store(w, Isa::mul(Isa::load(w), scale(block.v_scale + t)));
+        }
+    // Few tokens at a time, so that the columns of a row that are not in registers yet are still near.
+    for (int some = 0; some < tokens; some += 8) {
+      for (int c = 0; c < kVectors; c += C) {
+        V acc[H * C];
+#pragma GCC unroll 4
+        for (int h = 0; h < H; ++h)
+#pragma GCC unroll 16
+          for (int j = 0; j < C; ++j) acc[h * C + j] = Isa::load(rows + h * D + (c + j) * Isa::kLanes);
+#pragma GCC unroll 2
+        for (int t = some; t < some + 8; ++t) {
+          V row[C];
+#pragma GCC unroll 16
+          for (int j = 0; j < C; ++j)
+            row[j] = Isa::template read<F>(block.v[t] + (c + j) * Isa::kLanes * kBytes);
+#pragma GCC unroll 4
+          for (int h = 0; h < H; ++h) {
+            const V w = Isa::set(weights[h * kBlock + t]);
+#pragma GCC unroll 16
+            for (int j = 0; j < C; ++j) acc[h * C + j] = Isa::fma(w, row[j], acc[h * C + j]);
+          }
+        }
+#pragma GCC unroll 4
+        for (int h = 0; h < H; ++h)
+#pragma GCC unroll 16
+          for (int j = 0; j < C; ++j) Isa::store(rows + h * D + (c + j) * Isa::kLanes, acc[h * C + j]);
+      }
+      if (prefetch)
+        for (int t = some; t < some + 8; ++t) prefetch_row<D * kBytes>(next.k[t]);
+    }
+  }
+
+ private:
+  static KVGAUGE_INLINE V scale(const uint16_t* half) {
+    return Isa::template read<Format::fp16>(reinterpret_cast<const char*>(half));
+  }
+};
+
+// The running maximum and sum of one query head, over one block more: scores become weights, and the rows
+// added up so far are made relative to the new maximum.
+template <class Isa, int D>
+void weigh(float* scores, int tokens, int padded, float& largest, float& sum, float* rows) {
+  using V = typename Isa::V;
+  for (int t = tokens; t < padded; ++t) scores[t] = -kInfinity;
+  V top = Isa::set(largest);
+  for (int t = 0; t < padded; t += Isa::kLanes) top = Isa::max(top, Isa::load(scores + t));
+  const float now = Isa::max_of(top);
+  // Nothing but -inf so far: every weight is 0, and not exp2(-inf + inf).
+  const float base = now == -kInfinity ? 0.0f : now;
+  if (now != largest) {
+    const float factor = largest == -kInfinity ? 0.0f : std::exp2(largest - base);
+    const V by = Isa::set(factor);
+    for (int d = 0; d < D; d += Isa::kLanes) Isa::store(rows + d, Isa::mul(by, Isa::load(rows + d)));
+    sum *= factor;
+    largest = now;
+  }
+  const V shift = Isa::set(base);
+  V total = Isa::zero();
+  for (int t = 0; t < padded; t += Isa::kLanes) {
+    const V weight = Isa::exp2(Isa::sub(Isa::load(scores + t), shift));
+    Isa::store(scores + t, weight);
+    total = Isa::add(total, weight);
+  }
+  sum += Isa::sum_of(total);
+}
+
+template <class Isa>
+void load_query(const Problem& p, const char* row, float by, float* out) {
+  using V = typename Isa::V;
+  const V scale = Isa::set(by);
+  for (int d = 0; d < p.head_dim; d += Isa::kLanes) {
+    V x;
+    if (p.q_dtype == Format::fp32)
+      x = Isa::template read<Format::fp32>(row + 4 * d);
+    else if (p.q_dtype == Format::fp16)
+      x = Isa::template read<Format::fp16>(row + 2 * d);
+    else
+      x = Isa::template read<Format::bf16>(row + 2 * d);
+    Isa::store(out + d, Isa::mul(x, scale));
+  }
+}
+
+// Query heads in tiles of 4; a rest of 3 is computed as 4, the fourth being zeros.
+template <class Do>
+KVGAUGE_INLINE void for_tiles(int group, Do each) {
+  int first = 0;
+  for (; group - first >= 3; first += 4) each(std::integral_constant<int, 4>(), first);
+  if (group - first == 2) each(std::integral_constant<int, 2>(), first);
+  if (group - first == 1) each(std::integral_constant<int, 1>(), first);
+}
+
+template <class Isa, class Arithmetic, int D>
+void attend(const Problem& p, const Task& task, Part* parts, int64_t apart) {
+  // Scores in powers of two: exp2 needs no more multiplication.
+  const float by = 1.4426950408889634f / std::sqrt(static_cast<float>(D));
+  Arithmetic arithmetic[kMaxTaskHeads];
+  for (int64_t i = 0; i < task.heads; ++i) {
+    alignas(64) float query[kMaxGroup * D] = {};
+    const char* q = p.q + task.sequence * p.q_sequence + (task.head + i) * p.group * p.q_head;
+    for (int g = 0; g < p.group; ++g) load_query<Isa>(p, q + g * p.q_head, by, query + g * D);
+    arithmetic[i].take_query(query, p.group);
+    Part& part = parts[i * apart];
+    for (int g = 0; g < kMaxGroup; ++g) {
+      part.largest[g] = -kInfinity;
+      part.sum[g] = 0.0f;
+    }
+    std::memset(part.rows, 0, sizeof(float) * D * ((p.group + 3) / 4 * 4));
+  }
+
+  alignas(64) float scores[kMaxGroup * kBlock];
+  // The block at hand and the two after it: head after head, then the next tokens.
+  Block blocks[3];
+  int64_t to_find = task.first, head_to_find = 0;
+  const auto find = [&](Block& block) {
+    block.find(p, task.sequence, task.head + head_to_find, to_find, task.last);
+    if (++head_to_find == task.heads) {
+      head_to_find = 0;
+      to_find += block.tokens;
+    }
+  };
+  find(blocks[0]);
+  find(blocks[1]);
+  int at = 0;
+  for (int64_t token = task.first; token < task.last; token += kBlock)
+    for (int64_t i = 0; i < task.heads; ++i, at = (at + 1) % 3) {
+      Block& block = blocks[at];
+      const Block& next = blocks[(at + 1) % 3];
+      find(blocks[(at + 2) % 3]);
+      if (p.format == Format::int8) block.read_scales(p, task.sequence);
+      Part& part = parts[i * apart];
+      const int padded = (block.tokens + 15) / 16 * 16;
+      for_tiles(p.group, [&](auto heads, int g) {
+        arithmetic[i].template scores<heads()>(g, block, padded, scores + g * kBlock);
+      });
+      for (int g = 0; g < p.group; ++g)
+        weigh<Isa, D>(scores + g * kBlock, block.tokens, padded, part.largest[g], part.sum[g], part.rows + g * D);
+      for (int g = p.group; g < (p.group + 3) / 4 * 4; ++g)
+        std::memset(scores + g * kBlock, 0, sizeof(float) * kBlock);
+      for_tiles(p.group, [&](auto heads, int g) {
+        arithmetic[i].template add_rows<heads()>(scores + g * kBlock, block, next, g == 0, padded, part.rows + g * D);
+      });
+    }
+}
+
+template <class Isa>
+void write_row(Format dtype, const float* row, int count, char* out) {
+  if (dtype == Format::fp32) std::memcpy(out, row, sizeof(float) * count);
+  if (dtype == Format::fp16) Isa::to_fp16(row, count, reinterpret_cast<uint16_t*>(out));
+  if (dtype == Format::bf16) {
+    uint16_t* to = reinterpret_cast<uint16_t*>(out);
+    for (int d = 0; d < count; ++d) {
+      uint32_t bits;
+      std::memcpy(&bits, row + d, 4);
+      const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+      const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
+      to[d] = static_cast<uint16_t>(nan ? 0x7fc0u : rounded);
+    }
+  }
+}
+
+template <class Isa>
+void finish(const Problem& p, int64_t sequence, int64_t head, const Part* parts, int64_t count) {
+  using V = typename Isa::V;
+  const int D = p.head_dim;
+  const int64_t row_bytes = static_cast<int64_t>(D) * bytes_of(p.q_dtype);
+  char* out = p.out + (sequence * p.kv_heads + head) * p.group * row_bytes;
+  alignas(64) float row[kMaxHeadDim];
+  for (int g = 0; g < p.group; ++g) {
+    float largest = -kInfinity;
+    for (int64_t i = 0; i < count; ++i) largest = largest > parts[i].largest[g] ? largest : parts[i].largest[g];
+    float sum = 0.0f;
+    std::memset(row, 0, sizeof(row));
+    for (int64_t i = 0; i < count; ++i) {
+      const float own = parts[i].largest[g];
+      const float share = own == largest ? 1.0f : std::exp2(own - largest);
+      sum += share * parts[i].sum[g];
+      for (int d = 0; d < D; d += Isa::kLanes)
+        Isa::store(row + d, Isa::fma(Isa::set(share), Isa::load(parts[i].rows + g * D + d), Isa::load(row + d)));
+    }
+    const V by = Isa::set(1.0f / sum);
+    for (int d = 0; d < D; d += Isa::kLanes) Isa::store(row + d, Isa::mul(by, Isa::load(row + d)));
+    write_row<Isa>(p.q_dtype, row, D, out + g * row_bytes);
+  }
+}
+
+template <class Isa, int D>
+Kernels plain_kernels(const Problem& p) {
+  switch (p.format) {
+    case Format::fp32: return {attend<Isa, Plain<Isa, Format::fp32, D>, D>, finish<Isa>};
+    case Format::fp16: return {attend<Isa, Plain<Isa, Format::fp16, D>, D>, finish<Isa>};
+    case Format::bf16: return {attend<Isa, Plain<Isa, Format::bf16, D>, D>, finish<Isa>};
+    default: return {attend<Isa, Plain<Isa, Format::int8, D>, D>, finish<Isa>};
+  }
+}
+
+}  // namespace
+}  // namespace kvgauge

@@ -1,0 +1,60 @@
+// What a decode step reads and writes: pointers, strides and shapes, and where a row lies.
+#pragma once
+
+#include <cstdint>
+
+namespace kvgauge {
+
+enum class Format { fp32 = 0, fp16 = 1, bf16 = 2, int8 = 3 };
+
+constexpr int kMaxGroup = 16;
+constexpr int kMaxHeadDim = 128;
+
+// K or V. All strides are in bytes. `outer` steps over sequences where the cache is contiguous and over
+// pages where it is paged; `token` steps within a sequence or within a page.
+struct Rows {
+  const char* data;
+  int64_t outer, head, token;
+};
+
+// The scales of an int8 cache: one fp16 a row of K or V, with strides as those of the rows.
+using Scales = Rows;
+
+struct Problem {
+  Format format;   // of the cache
+  Format q_dtype;  // of q and out: fp32, fp16 or bf16
+  int head_dim;
+  int group;     // query heads to one K/V head
+  int int_bits;  // of q and p against an int8 cache: 16 or 8
+  int64_t batch, kv_heads;
+  const char* q;
+  int64_t q_sequence, q_head;  // bytes
+  char* out;                   // [batch, q_heads, head_dim], contiguous
+  Rows k, v;
+  Scales k_scale, v_scale;
+  int64_t page_size;     // 0 where the cache is contiguous
+  const int32_t* table;  // [batch, table_row], the pages of each sequence; null where contiguous
+  int64_t table_row;
+};
+
+// Tokens of a sequence that lie one `token` stride apart.
+struct Run {
+  int64_t outer;   // the sequence, or the page
+  int64_t inside;  // the first token's place in it
+  int64_t tokens;
+};
+
+// Static: each level compiles it with its own flags, and the linker must not take one for another.
+// The longest run that starts at `token` of a sequence, of at most `wanted` tokens.
+static inline Run run_at(const Problem& p, int64_t sequence, int64_t token, int64_t wanted) {
+  if (p.page_size == 0) return {sequence, token, wanted};
+  const int64_t page = token / p.page_size, inside = token - page * p.page_size;
+  const int64_t left = p.page_size - inside;
+  return {p.table[sequence * p.table_row + page], inside, left < wanted ? left : wanted};
+}
+
+static inline const char* row_at(const Rows& rows, int64_t head, const Run& run) {
+  return rows.data + run.outer * rows.outer + head * rows.head + run.inside * rows.token;
+}
+
+}  // namespace kvgauge

@@ -1,0 +1,228 @@
+"""The native backends: what they say, what they refuse, and the scores that are hard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kernels_for_tests import error, make_query, make_view, observed
+from kvgauge_kernels import BACKENDS, KVView, decode, oracle_decode
+from kvgauge_kernels.cpu import backend as cpu_module
+from kvgauge_kernels.cpu.backend import native
+
+CPU = torch.device("cpu")
+NATIVE = native()
+built = pytest.mark.skipif(NATIVE is None, reason="the native kernels are not built")
+LEVELS = ("portable", "avx2", "avx512")
+
+
+@pytest.fixture(params=LEVELS)
+def level(request: pytest.FixtureRequest) -> Iterator[str]:
+    if NATIVE is None:
+        pytest.skip("the native kernels are not built")
+    before = NATIVE.level()
+    if LEVELS.index(request.param) > LEVELS.index(NATIVE.best_level()):
+        pytest.skip(f"this CPU has no {request.param}")
+    NATIVE.force_level(request.param)
+    yield request.param
+    NATIVE.force_level(before)
+
+
+def test_where_it_is_not_built_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_module, "native", lambda: None)
+    view = make_view("bf16")
+    for name in ("cpu", "cpu-q8"):
+        assert "not built: pip install ." in str(BACKENDS[name].available(CPU))
+        with pytest.raises(ImportError, match="not built"):
+            BACKENDS[name].version()
+    with pytest.raises(ValueError, match="backend cpu: the native kernels are not built"):
+        decode(make_query(view, 2, torch.bfloat16), view, "cpu")
+
+
+def test_it_runs_on_the_cpu_alone() -> None:
+    assert "not on cuda" in str(BACKENDS["cpu"].available(torch.device("cuda")))
+
+
+@built
+def test_version_names_the_instructions(level: str) -> None:
+    assert BACKENDS["cpu"].version().startswith("kvgauge ")
+    assert BACKENDS["cpu"].version().endswith(f", {level}")
+
+
+@pytest.mark.parametrize(
+    ("name", "view", "dtype", "message"),
+    [
+        ("cpu", make_view("fp16"), torch.float32, "cache of float16 with queries of float32"),
+        ("cpu", make_view("fp32", k_dim=96), torch.float32, "head_dim 96"),
+        ("cpu", make_view("fp32", k_dim=64, v_dim=128), torch.float32, "needs one head_dim"),
+        ("cpu", make_view("int8"), torch.float64, "queries of torch.float64"),
+        ("cpu-q8", make_view("fp16"), torch.float16, "format fp16: it reads int8"),
+        ("cpu", make_view("int8"), torch.float32, None),
+        ("cpu-q8", make_view("int8"), torch.float16, None),
+    ],
+)
+def test_supports(name: str, view: KVView, dtype: torch.dtype, message: str | None) -> None:
+    reason = BACKENDS[name].supports(view, dtype)
+    assert reason is None if message is None else message in str(reason)
+
+
+def test_scales_of_another_dtype_are_refused() -> None:
+    view = make_view("int8")
+    assert view.k_scale is not None
+    wide = replace(view, k_scale=view.k_scale.float())
+    assert "scales of float16" in str(BACKENDS["cpu"].supports(wide, torch.float32))
+
+
+@built
+def test_more_than_16_query_heads_to_a_head_are_refused() -> None:
+    view = make_view("fp32")
+    with pytest.raises(ValueError, match="17 query heads"):
+        BACKENDS["cpu"].decode(make_query(view, 17, torch.float32), view)
+
+
+def paged(view: KVView, size: int) -> KVView:
+    """The same cache in pages, in the reverse order."""
+    count = -(-view.tokens // size)
+    table = torch.arange(view.batch * count, dtype=torch.int32).flip(0).view(view.batch, count)
+
+    def pool(x: torch.Tensor) -> torch.Tensor:
+        out = torch.zeros(view.batch * count, view.kv_heads, size, *x.shape[3:], dtype=x.dtype)
+        for b in range(view.batch):
+            for i in range(count):
+                part = x[b, :, i * size : (i + 1) * size]
+                out[int(table[b, i]), :, : part.shape[1]] = part
+        return out
+
+    return KVView(
+        pool(view.k),
+        pool(view.v),
+        view.format,
+        None if view.k_scale is None else pool(view.k_scale),
+        None if view.v_scale is None else pool(view.v_scale),
+        view.lengths or (view.tokens,) * view.batch,
+        "paged",
+        size,
+        table,
+    )
+
+
+def test_the_oracle_reads_pages() -> None:
+    for fmt in ("fp32", "int8"):
+        view = make_view(fmt, lengths=(7, 40))
+        q = make_query(view, 2, torch.float32)
+        for size in (1, 7, 16):
+            assert torch.equal(oracle_decode(q, paged(view, size)), oracle_decode(q, view))
+
+
+@built
+def test_a_page_that_is_not_there_is_refused() -> None:
+    view = paged(make_view("fp32"), 16)
+    assert view.block_table is not None
+    q = make_query(view, 2, torch.float32)
+    for page in (-1, view.k.shape[0]):
+        table = view.block_table.clone()
+        table[1, 2] = page
+        with pytest.raises(ValueError, match="a page that is not there"):
+            BACKENDS["cpu"].decode(q, replace(view, block_table=table))
+        short = replace(view, block_table=table, lengths=(40, 32))
+        assert BACKENDS["cpu"].decode(q, short).isfinite().all()
+
+
+@built
+@pytest.mark.parametrize("fmt", ["bf16", "int8"])
+def test_prefill_is_that_of_torch_over_both_layouts(fmt: str) -> None:
+    view = make_view(fmt, lengths=(20, 40))
+    q = make_query(view, 2, torch.bfloat16, 5)
+    expected = BACKENDS["reference"].prefill(q, view).double()
+    for each in (view, paged(view, 16)):
+        out, seen = observed(lambda v=each: BACKENDS["cpu"].prefill(q, v))  # type: ignore[misc]
+        assert error(out, expected) < 4e-2
+        assert "kvgauge::cpu_decode" not in seen
+
+
+@built
+def test_the_operator_is_seen_and_has_a_fake() -> None:
+    view = make_view("fp16")
+    q = make_query(view, 4, torch.float16)
+    out, seen = observed(lambda: BACKENDS["cpu"].decode(q, view))
+    assert "kvgauge::cpu_decode" in seen
+    fake = torch.ops.kvgauge.cpu_decode(
+        q.to("meta"), view.k.to("meta"), view.v.to("meta"), None, None, None, None, 16
+    )
+    assert (fake.shape, fake.dtype) == (out.shape, out.dtype)
+
+
+@pytest.mark.parametrize("size", [30.0, 1e4, 1e18])
+def test_huge_scores(level: str, size: float) -> None:
+    view = make_view("fp32", tokens=200)
+    q = make_query(view, 3, torch.float32) * size
+    assert error(BACKENDS["cpu"].decode(q, view), oracle_decode(q, view)) < 1e-3
+
+
+def test_scores_of_minus_infinity_weigh_nothing(level: str) -> None:
+    """Whole blocks of them come first."""
+    view = make_view("fp32", tokens=300)
+    q = torch.ones(2, 4, 64)
+    view.k[:, :, :250, 0] = float("-inf")
+    out = BACKENDS["cpu"].decode(q, view)
+    assert error(out, oracle_decode(q, view)) < 1e-5
+    view.k[..., 0] = float("-inf")
+    assert BACKENDS["cpu"].decode(q, view).isnan().all()
+
+
+@pytest.mark.parametrize("where", ["q", "k", "v"])
+def test_a_nan_of_a_valid_token_is_in_the_result(level: str, where: str) -> None:
+    view = make_view("fp16", tokens=100)
+    q = make_query(view, 2, torch.float16)
+    {"q": q[0], "k": view.k[0, 0, 77], "v": view.v[0, 0, 77]}[where].fill_(float("nan"))
+    out = BACKENDS["cpu"].decode(q, view)
+    assert out[0, :2].isnan().all()
+    assert out[1].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["cpu", "cpu-q8"])
+def test_int8_scales_below_zero_and_at_the_ends(level: str, name: str) -> None:
+    view = make_view("int8", tokens=100)
+    assert view.k_scale is not None
+    assert view.v_scale is not None
+    view.v_scale[:, :, 3] *= -1
+    view.k_scale[:, :, 5] = 0
+    view.v_scale[:, :, 7] = 6e-8
+    view.k[:, :, 9] = -128
+    view.v[:, :, 9] = -128
+    q = make_query(view, 5, torch.float32)
+    limit = 1e-3 if name == "cpu" else 3e-2
+    assert error(BACKENDS[name].decode(q, view), oracle_decode(q, view)) < limit
+
+
+@pytest.mark.parametrize("name", ["cpu", "cpu-q8"])
+def test_int8_with_a_query_of_nan_or_of_zeros(level: str, name: str) -> None:
+    view = make_view("int8", tokens=100)
+    q = make_query(view, 2, torch.float32)
+    q[0, 0, 3] = float("nan")
+    q[1, 0] = 0.0
+    out = BACKENDS[name].decode(q, view)
+    assert out[0, 0].isnan().all()
+    assert out[0, 1:].isfinite().all()
+    q[0, 0, 3] = 0.0
+    assert error(BACKENDS[name].decode(q, view), oracle_decode(q, view)) < 3e-2
+
+
+def test_a_paged_view_is_checked() -> None:
+    view = make_view("fp16")
+    table = torch.zeros(2, 3, dtype=torch.int32)
+    good = {"layout": "paged", "page_size": 40, "block_table": table}
+    assert KVView(view.k, view.v, "fp16", **good).tokens == 120  # type: ignore[arg-type]
+    for wrong, message in (
+        ({"block_table": None}, "needs a block_table"),
+        ({"block_table": table.long()}, "int32"),
+        ({"page_size": 16}, "page_size 16"),
+        ({"page_size": None}, "page_size None"),
+        ({"layout": "ragged"}, "contiguous or paged"),
+        ({"layout": "contiguous"}, "no block table"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            KVView(view.k, view.v, "fp16", **{**good, **wrong})  # type: ignore[arg-type]
