@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kvgauge_kernels import BACKENDS, AttentionBackend, KVView
-from kvgauge_kernels.cpu.backend import native
+from kvgauge_kernels.cpu.native_module import native
 
 Array = npt.NDArray[np.float64]
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from kvgauge_kernels import BACKENDS, KVView
-from kvgauge_kernels.cpu.backend import native
+from kvgauge_kernels.cpu import probe
 
-pytestmark = pytest.mark.skipif(native() is None, reason="the native kernels are not built")
+pytestmark = pytest.mark.skipif(probe.why_not() is not None, reason=str(probe.why_not()))
 HEADS, GROUP, DIM, PAGE = 8, 4, 128, 16
 DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 CASES = [
@@ -45,14 +45,6 @@ def cache(fmt: str, layout: str, depth: int) -> KVView:
     return KVView(rows(), rows(), fmt, **where)
 
 
-def read(x: torch.Tensor) -> object:
-    """Everything of x once: by the native probe, or by torch's sum where the build has none."""
-    probe = getattr(native(), "probe_read", None)
-    if probe is None:
-        return x.view(torch.int64).sum()
-    return probe(x.data_ptr(), x.numel() * x.element_size(), openmp=False)
-
-
 def seconds(step: Callable[[], object]) -> float:
     start = time.perf_counter()
     step()
@@ -69,13 +61,12 @@ def bench_decode(benchmark: Any, name: str, fmt: str, layout: str, depth: int) -
     held = sum(x.numel() * x.element_size() for x in tensors)
     reads: list[float] = []
 
-    def probe() -> None:
-        reads.append(sum(seconds(partial(read, x)) for x in tensors))
+    def read_all() -> None:
+        reads.append(sum(seconds(partial(probe.read, x)) for x in tensors))
 
-    benchmark.pedantic(BACKENDS[name].decode, (q, view), setup=probe, rounds=20, warmup_rounds=2)
+    benchmark.pedantic(BACKENDS[name].decode, (q, view), setup=read_all, rounds=20, warmup_rounds=2)
     if benchmark.stats is None:  # benchmarks are disabled: it ran once
         return
     median = benchmark.stats.stats.median
     benchmark.extra_info["bytes_per_s"] = held / median
-    benchmark.extra_info["probe"] = "native" if hasattr(native(), "probe_read") else "torch.sum"
     benchmark.extra_info["read_share"] = sorted(reads)[len(reads) // 2] / median

@@ -3,15 +3,13 @@
 The read probe runs just before each sample: it pairs the sample with the bandwidth of that moment,
 and by reading a buffer four times the last-level cache it evicts what the sample will read.
 
-On a CPU the loops are native where they are built (`kvgauge_kernels.cpu.probe`), else torch's. They run on
-the threads that the step beside them uses: torch's go on looking for work for milliseconds after a step, and
-would take the cores from a probe on threads of its own, as that probe's would from the next step.
+On a CPU the loops are native where they are built (`kvgauge_kernels.cpu.probe`), else torch's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -25,25 +23,18 @@ _MATMUL_SIZE = {"cpu": 512, "cuda": 4096}
 
 @dataclass(frozen=True, slots=True)
 class DeviceProbe:
-    """Buffers of their own on one device; `threads` are those of the native loops, None where torch's run."""
+    """Buffers of their own on one device; `native_loops` where those are built."""
 
     device: Device
     source: torch.Tensor
     target: torch.Tensor
     factor: torch.Tensor
-    threads: native.Threads | None = None
-
-    def on_pool(self) -> DeviceProbe:
-        """The same buffers, read by the threads of the native kernels where these are built."""
-        here = self.device.ref.kind == "cpu" and native.why_not("pool") is None
-        return replace(self, threads="pool") if here else self
+    native_loops: bool = False
 
     @property
     def loops(self) -> str:
-        """Whose loops these are: `torch`, or `kvgauge native` with the instructions and the threads."""
-        if self.threads is None:
-            return "torch"
-        return f"kvgauge native, {native.level()}, {self.threads} threads"
+        """Whose loops these are: `torch`, or `kvgauge native` with the instructions."""
+        return f"kvgauge native, {native.level()}" if self.native_loops else "torch"
 
     def read_bytes_per_s(self) -> float:
         """A sum of all words: every byte read once from start to end, nothing written."""
@@ -66,28 +57,27 @@ class DeviceProbe:
         """Native: fp32 multiply-adds from registers, the most that vectors of floats can do (16-bit dot
         products may do more). Else a square matrix product: fp32 on a CPU, fp16 (matrix units) on a GPU.
         """
-        if self.threads is not None:
-            return native.multiply_adds_per_s(self.threads)
+        if self.native_loops:
+            return native.multiply_adds_per_s()
         n = self.factor.shape[0]
         return 2 * n**3 / self.device.timed(lambda: self.factor @ self.factor)
 
     def integer_ops_per_s(self) -> float | None:
         """Dot products of 8-bit integers from registers; None without native loops or instructions for it."""
-        return None if self.threads is None else native.integer_dots_per_s(8, self.threads)
+        return native.integer_dots_per_s(8) if self.native_loops else None
 
     def ping_pong_ns(self) -> float | None:
         """How far the first two cores are from each other at this moment; None where nothing tells."""
-        return None if self.threads is None else native.ping_pong_ns(self.threads)
+        return native.ping_pong_ns() if self.native_loops else None
 
     def _reader(self, data: torch.Tensor) -> Callable[[], object]:
-        threads = self.threads
-        return data.sum if threads is None else lambda: native.read(data, threads)
+        return (lambda: native.read(data)) if self.native_loops else data.sum
 
     def _copy(self) -> None:
-        if self.threads is None:
-            self.target.copy_(self.source)
+        if self.native_loops:
+            native.copy(self.target, self.source, streaming=True)
         else:
-            native.copy(self.target, self.source, self.threads, streaming=True)
+            self.target.copy_(self.source)
 
 
 def make_probe(device: Device) -> DeviceProbe:
@@ -101,7 +91,7 @@ def make_probe(device: Device) -> DeviceProbe:
         torch.rand(elements, device=where),
         torch.rand(elements, device=where),
         torch.rand(size, size, device=where).to(dtype),
-        "openmp" if device.ref.kind == "cpu" and native.why_not("openmp") is None else None,
+        device.ref.kind == "cpu" and native.why_not() is None,
     )
     probe.read_bytes_per_s()
     probe.copy_bytes_per_s()

@@ -112,7 +112,7 @@ class Probe:
     cached_read_bytes_per_s: float | None = None
     """Reading a quarter of the last-level cache again and again."""
     source: str | None = None
-    """Whose loops gave the rates: `torch`, or `kvgauge native` with the instructions and the threads."""
+    """Whose loops gave the rates: `torch`, or `kvgauge native` with the instructions."""
     integer_ops_per_s: float | None = None
     """Dot products of 8-bit integers, a multiply and an add counted as two."""
     ping_pong_ns: tuple[float, ...] | None = None

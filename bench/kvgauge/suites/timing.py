@@ -28,8 +28,7 @@ class Timed:
     """A proven step that is to be timed: `steps` do the same on different inputs, in turn.
 
     `tokens_per_step` is given for the scopes in which a step makes tokens (`step`, `engine`).
-    `prove_again` is asked after the timing, with the step's seconds. `on_pool` says that the steps run on
-    the threads of the native kernels rather than on torch's.
+    `prove_again` is asked after the timing, with the step's seconds.
     """
 
     steps: Sequence[Callable[[], object]]
@@ -37,7 +36,6 @@ class Timed:
     cache_state: CacheState = "cold"
     tokens_per_step: int | None = None
     prove_again: Callable[[float], Fault | None] = lambda _step_s: None
-    on_pool: bool = False
 
 
 def timed_outcome(
@@ -49,19 +47,18 @@ def timed_outcome(
 ) -> Outcome:
     """Time a step whose output, kernel and bytes (`proven`) were checked before."""
     device, operations = context.device, timed.operations
-    probing = context.probe.on_pool() if timed.on_pool else context.probe
     watch, device_before = device.watch(), device.identity()
     distances_ns: list[float | None] = []
 
     def look() -> None:
         watch.look()
         with context.phases("probe"):
-            distances_ns.append(probing.ping_pong_ns())
+            distances_ns.append(context.probe.ping_pong_ns())
 
     samples = sample(
         timed.steps,
         device,
-        probing,
+        context.probe,
         context.criterion,
         context.phases,
         timed.cache_state,
@@ -69,7 +66,7 @@ def timed_outcome(
     )
     conditions = watch.stop()
     with context.phases("probe"):
-        probe = _probe(probing, samples.read_bytes_per_s, distances_ns)
+        probe = _probe(context.probe, samples.read_bytes_per_s, distances_ns)
     timing = samples.timing()
     rates = Rates(probe.read_bytes_per_s, probe.flops_per_s, "probe")
     moved_bytes, least_s = total_bytes(operations), floor_s(operations, rates)

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import import_module, metadata
-from types import ModuleType
+from importlib import metadata
 
 import torch
 
+from kvgauge_kernels.cpu.native_module import NOT_BUILT, native
 from kvgauge_kernels.dequant import dequantized
 from kvgauge_kernels.sdpa import SdpaFlash
 from kvgauge_kernels.view import PLAIN_FORMATS, SDPA_OPS, KVView
 
-_HEAD_DIMS = (64, 128)
-_MAX_GROUP = 16
+# The native code's own limits (native/view.h).
+_DIM_STEP, _MAX_DIM = 16, 256
 # As the native code numbers them (native/view.h).
 _FORMAT = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
-_NOT_BUILT = "the native kernels are not built: pip install ., or ./run_all.sh, with a C++ compiler"
 _OP = "kvgauge::cpu_decode"
-
-
-@cache
-def native() -> ModuleType | None:
-    """The extension module; None where it is not built."""
-    try:
-        return import_module("kvgauge_kernels.cpu._native")
-    except ImportError:
-        return None
 
 
 class CpuBackend:
@@ -34,7 +23,7 @@ class CpuBackend:
 
     fp32, fp16 and bf16 caches are computed in fp32. Against an int8 cache the query and the
     attention weights are quantized too: to 16 bits in `cpu` (about 4e-5 of error), to 8 bits in
-    `cpu-q8` (about 1e-2), which is faster. A level without integer kernels computes in fp32 there.
+    `cpu-q8` (about 1e-2), which is faster. Where there are no integer kernels `cpu` computes in fp32.
     Memory past a sequence's length, and pages that no sequence uses, may hold anything.
 
     Prefill is torch's: it runs through sdpa-flash, over a copy where the cache is paged or int8.
@@ -53,7 +42,7 @@ class CpuBackend:
         """This package's, and the instructions in use; raises ImportError where it is not built."""
         module = native()
         if module is None:
-            raise ImportError(_NOT_BUILT)
+            raise ImportError(NOT_BUILT)
         try:
             package = metadata.version("kvgauge")
         except metadata.PackageNotFoundError:
@@ -64,17 +53,21 @@ class CpuBackend:
         """The CPU, where the kernels are built."""
         if device.type != "cpu":
             return f"these kernels run on the CPU, not on {device.type}"
-        return _NOT_BUILT if native() is None else None
+        return NOT_BUILT if native() is None else None
 
     def supports(self, view: KVView, q_dtype: torch.dtype) -> str | None:
-        """Head dims 64 and 128, of both layouts."""
+        """Head dims of whole vectors, of both layouts; in 8 bits what the instructions allow."""
         refusal = view.refusal(q_dtype, self.formats, ("contiguous", "paged"))
         if refusal is not None:
             return refusal
-        if view.k_dim != view.v_dim:
-            return f"k_dim {view.k_dim} and v_dim {view.v_dim}: {self.name} needs one head_dim"
-        if view.k_dim not in _HEAD_DIMS:
-            return f"head_dim {view.k_dim}: {self.name} has kernels for 64 and 128"
+        for dim in (view.k_dim, view.v_dim):
+            if dim % _DIM_STEP or not 0 < dim <= _MAX_DIM:
+                return (
+                    f"head_dim {dim}: {self.name} takes multiples of {_DIM_STEP} up to {_MAX_DIM}"
+                )
+        module = native()
+        if self._int_bits == 8 and module is not None and module.level() != "avx512":
+            return f"{self.name} needs AVX-512 with VNNI, not {module.level()}"
         if q_dtype not in _FORMAT or q_dtype == torch.int8:
             return f"queries of {q_dtype}: {self.name} takes fp32, fp16 and bf16"
         if view.format == "int8" and (view.k.dtype != torch.int8 or not _half_scales(view)):
@@ -82,10 +75,8 @@ class CpuBackend:
         return None
 
     def decode(self, q: torch.Tensor, view: KVView) -> torch.Tensor:
-        """See AttentionBackend; raises ValueError above 16 query heads to one K/V head."""
-        group = view.group(q)
-        if group > _MAX_GROUP:
-            raise ValueError(f"{group} query heads to one K/V head: {self.name} takes up to 16")
+        """See AttentionBackend. Above 16 query heads to one K/V head the cache is read again for each 16."""
+        view.group(q)
         reason = self.available(q.device) or self.supports(view, q.dtype)
         if reason is not None:
             raise ValueError(f"backend {self.name}: {reason}")
@@ -136,9 +127,9 @@ def _cpu_decode(
 ) -> torch.Tensor:
     module = native()
     if module is None:
-        raise ImportError(_NOT_BUILT)
-    batch, q_heads, head_dim = q.shape
-    kv_heads = k.shape[1]
+        raise ImportError(NOT_BUILT)
+    batch, q_heads, k_dim = q.shape
+    kv_heads, v_dim = k.shape[1], v.shape[3]
     pages = (0, 0, 0, 0, 0)
     room = k.shape[2]
     if block_table is not None:
@@ -152,12 +143,12 @@ def _cpu_decode(
         lengths = [room] * batch
     elif max(lengths) > room:
         raise ValueError(f"lengths must be at most {room}: {lengths}")
-    out = torch.empty(batch, q_heads, head_dim, dtype=q.dtype)
+    out = torch.empty(batch, q_heads, v_dim, dtype=q.dtype)
     module.decode(
         _FORMAT[k.dtype],
         _FORMAT[q.dtype],
         int_bits,
-        (batch, kv_heads, q_heads // kv_heads, head_dim),
+        (batch, kv_heads, q_heads // kv_heads, k_dim, v_dim),
         (q.data_ptr(), q.stride(0), q.stride(1), out.data_ptr()),
         _address(k),
         _address(v),
@@ -176,8 +167,8 @@ def _address(tensor: torch.Tensor | None) -> tuple[int, int, int, int]:
     return (tensor.data_ptr(), outer, head, token)
 
 
-def _like_query(q: torch.Tensor, *_: object) -> torch.Tensor:
-    return torch.empty(q.shape, dtype=q.dtype, device=q.device)
+def _like_query(q: torch.Tensor, _k: torch.Tensor, v: torch.Tensor, *_: object) -> torch.Tensor:
+    return torch.empty((*q.shape[:2], v.shape[3]), dtype=q.dtype, device=q.device)
 
 
 # torch.library.custom_op would do this in one decorator and add tens of microseconds to a call.

@@ -12,7 +12,7 @@ namespace kvgauge {
 struct alignas(64) Part {
   float largest[kMaxGroup];
   float sum[kMaxGroup];
-  float rows[kMaxGroup * kMaxHeadDim];  // head_dim floats a query head
+  float rows[kMaxGroup * kMaxHeadDim];  // padded_dim(v_dim) floats a query head
 };
 
 // K/V heads of one sequence, and tokens [first, last).

@@ -81,7 +81,7 @@ struct Avx2 {
 }  // namespace
 
 Kernels kernels_avx2(const Problem& p) {
-  return p.head_dim == 64 ? plain_kernels<Avx2, 64>(p) : plain_kernels<Avx2, 128>(p);
+  return plain_kernels<Avx2>(p);
 }
 
 }  // namespace kvgauge

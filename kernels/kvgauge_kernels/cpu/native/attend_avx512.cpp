@@ -86,22 +86,28 @@ struct Avx512 {
 // int8 caches by integer products of bytes (VNNI: unsigned by signed). The query and the weights are rounded
 // to Bytes unsigned bytes each, the high ones first: a sum over high bytes, times 256, is carried on over the
 // low ones in the same accumulator. The cache's bytes are taken as they are.
-template <int D, int Bytes>
+// Head dims that are known when this is compiled (0: not) are faster.
+template <int Dim, int Bytes>
 struct Bytewise {
-  static constexpr int kChunks = D / 64;
+  static constexpr int kRoom = Dim ? Dim : kMaxHeadDim;
   static constexpr float kLevels = Bytes == 2 ? 65535.0f : 255.0f;  // of a weight, from 0 on
   static constexpr float kSteps = Bytes == 2 ? 32767.0f : 127.0f;   // of a query, to either side of 0
 
-  alignas(64) uint8_t q[Bytes][kMaxGroup][D];
+  alignas(64) uint8_t q[Bytes][kMaxGroup][kRoom];
   float q_step[kMaxGroup];
   // V's rows of a block, by fours: the bytes of four tokens for one column lie together.
-  alignas(64) int8_t turned[kBlock / 4][D / 16][64];
+  alignas(64) int8_t turned[kBlock / 4][kRoom / 16][64];
 
-  void take_query(const float* scaled, int group) {
+  static KVGAUGE_INLINE int k_dim(const Problem& p) { return Dim ? Dim : p.k_dim; }
+  static KVGAUGE_INLINE int v_dim(const Problem& p) { return Dim ? Dim : p.v_dim; }
+
+  void take_query(const Problem& p, const float* scaled) {
+    const int dims = k_dim(p);
+    std::memset(q, Bytes == 2 ? 0 : 128, sizeof(q));
     for (int g = 0; g < kMaxGroup; ++g) {
-      const float* row = scaled + g * D;
+      const float* row = scaled + g * dims;
       float largest = 0.0f, finite = 0.0f;
-      for (int d = 0; d < D; ++d) {
+      for (int d = 0; d < dims; ++d) {
         const float size = std::fabs(row[d]);
         largest = size > largest ? size : largest;
         finite += row[d] - row[d];
@@ -109,7 +115,7 @@ struct Bytewise {
       // NaN or infinity in a query makes all its scores NaN.
       q_step[g] = largest / kSteps + finite;
       const __m512 by = _mm512_set1_ps(largest > 1e-30f ? kSteps / largest : 0.0f);
-      for (int d = 0; d < D && g < (group + 3) / 4 * 4; d += 16) {
+      for (int d = 0; d < dims && g < (p.group + 3) / 4 * 4; d += 16) {
         const __m512i x = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(row + d), by));
         const __m512i shifted = _mm512_add_epi32(x, _mm512_set1_epi32(Bytes == 2 ? 32768 : 128));
         store_bytes(q[0][g] + d, _mm512_srli_epi32(shifted, 8 * (Bytes - 1)));
@@ -119,19 +125,20 @@ struct Bytewise {
   }
 
   template <int H>
-  void scores(int first, const Block& block, int tokens, float* out) const {
+  void scores(const Problem& p, int first, const Block& block, int tokens, float* out) const {
     constexpr int T = 16 / H;
     const __m512i middle = _mm512_set1_epi8(static_cast<char>(128));
+    const int dims = k_dim(p), chunks = (dims + 63) / 64;
     for (int t = 0; t < tokens; t += T) {
       __m512i acc[16];
 #pragma GCC unroll 16
       for (int i = 0; i < T; ++i) {
         // An unsigned byte of the query is its value and 128: start at what takes those 128 away.
         __m512i start = _mm512_setzero_si512();
-        __m512i row[kChunks];
+        __m512i row[kRoom / 64];
 #pragma GCC unroll 2
-        for (int c = 0; c < kChunks; ++c) {
-          row[c] = _mm512_loadu_si512(block.k[t + i] + 64 * c);
+        for (int c = 0; c < chunks; ++c) {
+          row[c] = read(block.k[t + i], c, dims);
           start = _mm512_dpbusd_epi32(start, middle, row[c]);
         }
         start = _mm512_sub_epi32(_mm512_setzero_si512(), start);
@@ -139,17 +146,17 @@ struct Bytewise {
         for (int h = 0; h < H; ++h) {
           __m512i sum = start;
 #pragma GCC unroll 2
-          for (int c = 0; c < kChunks; ++c) sum = _mm512_dpbusd_epi32(sum, query(0, first + h, c), row[c]);
+          for (int c = 0; c < chunks; ++c) sum = _mm512_dpbusd_epi32(sum, query(0, first + h, c), row[c]);
           if constexpr (Bytes == 2) {
             sum = _mm512_slli_epi32(sum, 8);
 #pragma GCC unroll 2
-            for (int c = 0; c < kChunks; ++c) sum = _mm512_dpbusd_epi32(sum, query(1, first + h, c), row[c]);
+            for (int c = 0; c < chunks; ++c) sum = _mm512_dpbusd_epi32(sum, query(1, first + h, c), row[c]);
           }
           acc[h * T + i] = sum;
         }
       }
       if (first == 0)
-        for (int i = 0; i < T; ++i) prefetch_row<D>(block.v[t + i]);
+        for (int i = 0; i < T; ++i) prefetch_row(block.v[t + i], v_dim(p));
       alignas(64) float sum[16];
       _mm512_store_ps(sum, _mm512_cvtepi32_ps(sums16(acc)));
 #pragma GCC unroll 4
@@ -165,18 +172,20 @@ struct Bytewise {
   }
 
   template <int H>
-  void add_rows(float* weights, const Block& block, const Block& next, bool is_first, int tokens, float* rows) {
+  void add_rows(const Problem& p, float* weights, const Block& block, const Block& next, bool is_first, int tokens,
+                float* rows) {
     alignas(64) uint8_t w[Bytes][H][kBlock];
     float step[H];
-    if (is_first) turn(block, next, tokens);
+    const int dims = v_dim(p), stride = padded_dim(dims), columns = stride / 16;
+    if (is_first) turn(p, block, next, tokens);
     bool rounded = true;
     for (int h = 0; h < H; ++h) rounded &= round_weights<H>(weights + h * kBlock, block, tokens, h, w, step[h]);
     // A scale below 0, or a NaN: not for unsigned bytes.
-    if (!rounded) return Plain<Avx512, Format::int8, D>::template add_rows<H>(weights, block, next, false, tokens, rows);
+    if (!rounded)
+      return Plain<Avx512, Format::int8, Dim, Dim>::template add_rows<H>(p, weights, block, next, false, tokens, rows);
 
-    constexpr int kColumns = D / 16;
-    constexpr int C = 16 / H < kColumns ? 16 / H : kColumns;
-    for (int c = 0; c < kColumns; c += C) {
+    constexpr int C = Dim && 16 / H > 4 ? (16 / H < Dim / 16 ? 16 / H : Dim / 16) : 4;
+    for (int c = 0; c < columns; c += C) {
       __m512i acc[H * C];
 #pragma GCC unroll 16
       for (int i = 0; i < H * C; ++i) acc[i] = _mm512_setzero_si512();
@@ -189,7 +198,7 @@ struct Bytewise {
 #pragma GCC unroll 4
       for (int h = 0; h < H; ++h)
 #pragma GCC unroll 2
-        for (int j = 0; j < C; j += 4) add_in_order(acc + h * C + j, step[h], rows + h * D + (c + j) * 16);
+        for (int j = 0; j < C; j += 4) add_in_order(acc + h * C + j, step[h], rows + h * stride + (c + j) * 16);
     }
   }
 
@@ -227,13 +236,21 @@ struct Bytewise {
     return sound == 0xffff && most <= 1e30f;
   }
 
-  void turn(const Block& block, const Block& next, int tokens) {
+  // 64 bytes of a row from the c-th 64 on; zeros past its end.
+  static KVGAUGE_INLINE __m512i read(const char* row, int c, int dims) {
+    if constexpr (Dim) return _mm512_loadu_si512(row + 64 * c);
+    const int left = dims - 64 * c;
+    return _mm512_maskz_loadu_epi8(left >= 64 ? ~__mmask64{0} : (__mmask64{1} << left) - 1, row + 64 * c);
+  }
+
+  void turn(const Problem& p, const Block& block, const Block& next, int tokens) {
+    const int dims = v_dim(p), chunks = (dims + 63) / 64, k_bytes = k_dim(p);
     for (int t = 0; t < tokens; t += 4) {
 #pragma GCC unroll 2
-      for (int c = 0; c < kChunks; ++c) {
+      for (int c = 0; c < chunks; ++c) {
         __m512i row[4];
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) row[i] = _mm512_loadu_si512(block.v[t + i] + 64 * c);
+        for (int i = 0; i < 4; ++i) row[i] = read(block.v[t + i], c, dims);
         const __m512i a = _mm512_unpacklo_epi8(row[0], row[1]), b = _mm512_unpacklo_epi8(row[2], row[3]);
         const __m512i d = _mm512_unpackhi_epi8(row[0], row[1]), e = _mm512_unpackhi_epi8(row[2], row[3]);
         int8_t(*to)[64] = turned[t / 4] + 4 * c;
@@ -242,7 +259,7 @@ struct Bytewise {
         _mm512_store_si512(to[2], _mm512_unpacklo_epi16(d, e));
         _mm512_store_si512(to[3], _mm512_unpackhi_epi16(d, e));
       }
-      for (int i = 0; i < 4; ++i) prefetch_row<D>(next.k[t + i]);
+      for (int i = 0; i < 4; ++i) prefetch_row(next.k[t + i], k_bytes);
     }
   }
 
@@ -294,16 +311,22 @@ struct Bytewise {
   }
 };
 
-template <int D>
-Kernels kernels(const Problem& p) {
-  if (p.format == Format::int8 && p.int_bits == 8) return {attend<Avx512, Bytewise<D, 1>, D>, finish<Avx512>};
-  if (p.format == Format::int8) return {attend<Avx512, Bytewise<D, 2>, D>, finish<Avx512>};
-  return plain_kernels<Avx512, D>(p);
+template <int Dim>
+Kernels bytewise_kernels(const Problem& p) {
+  if (p.int_bits == 8) return {attend<Avx512, Bytewise<Dim, 1>>, finish<Avx512>};
+  return {attend<Avx512, Bytewise<Dim, 2>>, finish<Avx512>};
 }
 
 }  // namespace
 
-Kernels kernels_avx512(const Problem& p) { return p.head_dim == 64 ? kernels<64>(p) : kernels<128>(p); }
+Kernels kernels_avx512(const Problem& p) {
+  if (p.format == Format::int8) {
+    if (p.k_dim == 64 && p.v_dim == 64) return bytewise_kernels<64>(p);
+    if (p.k_dim == 128 && p.v_dim == 128) return bytewise_kernels<128>(p);
+    return bytewise_kernels<0>(p);
+  }
+  return plain_kernels<Avx512>(p);
+}
 
 }  // namespace kvgauge
 #endif

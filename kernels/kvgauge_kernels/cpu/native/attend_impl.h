@@ -43,7 +43,7 @@ struct Block {
   // The block from `first` on, up to `last`; with no tokens where that is at the end. In a paged
   // cache the start of each run is asked for: the look-up of its page of memory then keeps the rest waiting no more.
   void find(const Problem& p, int64_t sequence, int64_t of_head, int64_t first, int64_t last) {
-    head = of_head;
+    head = of_head / p.groups;
     token = first;
     tokens = static_cast<int>(last - token < kBlock ? last - token : kBlock);
     int done = 0;
@@ -97,47 +97,51 @@ struct Block {
   }
 };
 
-template <int Bytes>
-KVGAUGE_INLINE void prefetch_row(const char* row) {
+KVGAUGE_INLINE void prefetch_row(const char* row, int bytes) {
 #pragma GCC unroll 8
-  for (int i = 0; i < Bytes; i += 64) __builtin_prefetch(row + i);
+  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(row + i);
 }
 
 // Plain arithmetic in fp32, for every format; int8 is converted like the others and its scales are applied to
-// the scores and the weights.
-template <class Isa, Format F, int D>
+// the scores and the weights. Head dims that are known when this is compiled (0: not) are faster.
+template <class Isa, Format F, int KDim, int VDim>
 struct Plain {
   using V = typename Isa::V;
   static constexpr int kBytes = bytes_of(F);
-  static constexpr int kVectors = D / Isa::kLanes;
 
-  alignas(64) float q[kMaxGroup * D];
+  alignas(64) float q[kMaxGroup * (KDim ? KDim : kMaxHeadDim)];
 
-  // q, already scaled, in fp32.
-  void take_query(const float* scaled, int) { std::memcpy(q, scaled, sizeof(q)); }
+  static KVGAUGE_INLINE int k_dim(const Problem& p) { return KDim ? KDim : p.k_dim; }
+  static KVGAUGE_INLINE int v_dim(const Problem& p) { return VDim ? VDim : p.v_dim; }
+
+  // `scaled`: kMaxGroup rows of the query, in fp32.
+  void take_query(const Problem& p, const float* scaled) {
+    std::memcpy(q, scaled, sizeof(float) * kMaxGroup * k_dim(p));
+  }
 
   // Scores of H query heads from `first` on: out[h * kBlock + token].
   template <int H>
-  void scores(int first, const Block& block, int tokens, float* out) const {
+  void scores(const Problem& p, int first, const Block& block, int tokens, float* out) const {
     constexpr int T = Isa::kAccumulators / H;
+    const int dims = k_dim(p), v_bytes = v_dim(p) * kBytes;
     for (int t = 0; t < tokens; t += T) {
       V acc[H * T];
 #pragma GCC unroll 16
       for (int i = 0; i < H * T; ++i) acc[i] = Isa::zero();
 #pragma GCC unroll 2
-      for (int d = 0; d < D; d += Isa::kLanes) {
+      for (int d = 0; d < dims; d += Isa::kLanes) {
         V row[T];
 #pragma GCC unroll 16
         for (int i = 0; i < T; ++i) row[i] = Isa::template read<F>(block.k[t + i] + d * kBytes);
 #pragma GCC unroll 4
         for (int h = 0; h < H; ++h) {
-          const V x = Isa::load(q + (first + h) * D + d);
+          const V x = Isa::load(q + (first + h) * dims + d);
 #pragma GCC unroll 16
           for (int i = 0; i < T; ++i) acc[h * T + i] = Isa::fma(x, row[i], acc[h * T + i]);
         }
       }
       if (first == 0)
-        for (int i = 0; i < T; ++i) prefetch_row<D * kBytes>(block.v[t + i]);
+        for (int i = 0; i < T; ++i) prefetch_row(block.v[t + i], v_bytes);
       alignas(64) float sum[H * T];
       Isa::sums(acc, sum);
 #pragma GCC unroll 4
@@ -151,10 +155,12 @@ struct Plain {
 
   // rows += weights * V, for H query heads.
   template <int H>
-  static void add_rows(float* weights, const Block& block, const Block& next, bool prefetch, int tokens,
-                       float* rows) {
+  static void add_rows(const Problem& p, float* weights, const Block& block, const Block& next, bool prefetch,
+                       int tokens, float* rows) {
+    const int stride = padded_dim(v_dim(p)), k_bytes = k_dim(p) * kBytes, vectors = v_dim(p) / Isa::kLanes;
     constexpr int kFree = Isa::kAccumulators / H;
-    constexpr int C = kFree < kVectors ? kFree : kVectors;
+    constexpr int kFixed = VDim ? VDim / Isa::kLanes : kFree;
+    constexpr int C = kFree < kFixed ? kFree : kFixed;
     if constexpr (F == Format::int8)
       for (int h = 0; h < H; ++h)
         for (int t = 0; t < tokens; t += Isa::kLanes) {
@@ -163,36 +169,43 @@ struct Plain {
         }
     // Few tokens at a time, so that the columns of a row that are not in registers yet are still near.
     for (int some = 0; some < tokens; some += 8) {
-      for (int c = 0; c < kVectors; c += C) {
-        V acc[H * C];
-#pragma GCC unroll 4
-        for (int h = 0; h < H; ++h)
-#pragma GCC unroll 16
-          for (int j = 0; j < C; ++j) acc[h * C + j] = Isa::load(rows + h * D + (c + j) * Isa::kLanes);
-#pragma GCC unroll 2
-        for (int t = some; t < some + 8; ++t) {
-          V row[C];
-#pragma GCC unroll 16
-          for (int j = 0; j < C; ++j)
-            row[j] = Isa::template read<F>(block.v[t] + (c + j) * Isa::kLanes * kBytes);
-#pragma GCC unroll 4
-          for (int h = 0; h < H; ++h) {
-            const V w = Isa::set(weights[h * kBlock + t]);
-#pragma GCC unroll 16
-            for (int j = 0; j < C; ++j) acc[h * C + j] = Isa::fma(w, row[j], acc[h * C + j]);
-          }
-        }
-#pragma GCC unroll 4
-        for (int h = 0; h < H; ++h)
-#pragma GCC unroll 16
-          for (int j = 0; j < C; ++j) Isa::store(rows + h * D + (c + j) * Isa::kLanes, acc[h * C + j]);
-      }
+      int c = 0;
+      for (; c + C <= vectors; c += C) add_columns<H, C>(weights, block, some, c, stride, rows);
+      if constexpr (VDim == 0)
+        for (; c < vectors; ++c) add_columns<H, 1>(weights, block, some, c, stride, rows);
       if (prefetch)
-        for (int t = some; t < some + 8; ++t) prefetch_row<D * kBytes>(next.k[t]);
+        for (int t = some; t < some + 8; ++t) prefetch_row(next.k[t], k_bytes);
     }
   }
 
  private:
+  // Of eight tokens, C vectors from the c-th on.
+  template <int H, int C>
+  static KVGAUGE_INLINE void add_columns(const float* weights, const Block& block, int some, int c, int stride,
+                                         float* rows) {
+    V acc[H * C];
+#pragma GCC unroll 4
+    for (int h = 0; h < H; ++h)
+#pragma GCC unroll 16
+      for (int j = 0; j < C; ++j) acc[h * C + j] = Isa::load(rows + h * stride + (c + j) * Isa::kLanes);
+#pragma GCC unroll 2
+    for (int t = some; t < some + 8; ++t) {
+      V row[C];
+#pragma GCC unroll 16
+      for (int j = 0; j < C; ++j) row[j] = Isa::template read<F>(block.v[t] + (c + j) * Isa::kLanes * kBytes);
+#pragma GCC unroll 4
+      for (int h = 0; h < H; ++h) {
+        const V w = Isa::set(weights[h * kBlock + t]);
+#pragma GCC unroll 16
+        for (int j = 0; j < C; ++j) acc[h * C + j] = Isa::fma(w, row[j], acc[h * C + j]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int h = 0; h < H; ++h)
+#pragma GCC unroll 16
+      for (int j = 0; j < C; ++j) Isa::store(rows + h * stride + (c + j) * Isa::kLanes, acc[h * C + j]);
+  }
+
   static KVGAUGE_INLINE V scale(const uint16_t* half) {
     return Isa::template read<Format::fp16>(reinterpret_cast<const char*>(half));
   }
@@ -200,8 +213,8 @@ struct Plain {
 
 // The running maximum and sum of one query head, over one block more: scores become weights, and the rows
 // added up so far are made relative to the new maximum.
-template <class Isa, int D>
-void weigh(float* scores, int tokens, int padded, float& largest, float& sum, float* rows) {
+template <class Isa>
+KVGAUGE_INLINE void weigh(float* scores, int tokens, int padded, float& largest, float& sum, float* rows, int dims) {
   using V = typename Isa::V;
   for (int t = tokens; t < padded; ++t) scores[t] = -kInfinity;
   V top = Isa::set(largest);
@@ -212,7 +225,7 @@ void weigh(float* scores, int tokens, int padded, float& largest, float& sum, fl
   if (now != largest) {
     const float factor = largest == -kInfinity ? 0.0f : std::exp2(largest - base);
     const V by = Isa::set(factor);
-    for (int d = 0; d < D; d += Isa::kLanes) Isa::store(rows + d, Isa::mul(by, Isa::load(rows + d)));
+    for (int d = 0; d < dims; d += Isa::kLanes) Isa::store(rows + d, Isa::mul(by, Isa::load(rows + d)));
     sum *= factor;
     largest = now;
   }
@@ -230,7 +243,7 @@ template <class Isa>
 void load_query(const Problem& p, const char* row, float by, float* out) {
   using V = typename Isa::V;
   const V scale = Isa::set(by);
-  for (int d = 0; d < p.head_dim; d += Isa::kLanes) {
+  for (int d = 0; d < p.k_dim; d += Isa::kLanes) {
     V x;
     if (p.q_dtype == Format::fp32)
       x = Isa::template read<Format::fp32>(row + 4 * d);
@@ -251,22 +264,25 @@ KVGAUGE_INLINE void for_tiles(int group, Do each) {
   if (group - first == 1) each(std::integral_constant<int, 1>(), first);
 }
 
-template <class Isa, class Arithmetic, int D>
+template <class Isa, class Arithmetic>
 void attend(const Problem& p, const Task& task, Part* parts, int64_t apart) {
+  const int k_dim = Arithmetic::k_dim(p), v_dim = Arithmetic::v_dim(p), stride = padded_dim(v_dim);
+  const int tiled = (p.group + 3) / 4 * 4;
   // Scores in powers of two: exp2 needs no more multiplication.
-  const float by = 1.4426950408889634f / std::sqrt(static_cast<float>(D));
+  const float by = 1.4426950408889634f / std::sqrt(static_cast<float>(k_dim));
   Arithmetic arithmetic[kMaxTaskHeads];
   for (int64_t i = 0; i < task.heads; ++i) {
-    alignas(64) float query[kMaxGroup * D] = {};
+    alignas(64) float query[kMaxGroup * kMaxHeadDim];
+    std::memset(query, 0, sizeof(float) * kMaxGroup * k_dim);
     const char* q = p.q + task.sequence * p.q_sequence + (task.head + i) * p.group * p.q_head;
-    for (int g = 0; g < p.group; ++g) load_query<Isa>(p, q + g * p.q_head, by, query + g * D);
-    arithmetic[i].take_query(query, p.group);
+    for (int g = 0; g < p.group; ++g) load_query<Isa>(p, q + g * p.q_head, by, query + g * k_dim);
+    arithmetic[i].take_query(p, query);
     Part& part = parts[i * apart];
     for (int g = 0; g < kMaxGroup; ++g) {
       part.largest[g] = -kInfinity;
       part.sum[g] = 0.0f;
     }
-    std::memset(part.rows, 0, sizeof(float) * D * ((p.group + 3) / 4 * 4));
+    std::memset(part.rows, 0, sizeof(float) * stride * tiled);
   }
 
   alignas(64) float scores[kMaxGroup * kBlock];
@@ -292,14 +308,14 @@ void attend(const Problem& p, const Task& task, Part* parts, int64_t apart) {
       Part& part = parts[i * apart];
       const int padded = (block.tokens + 15) / 16 * 16;
       for_tiles(p.group, [&](auto heads, int g) {
-        arithmetic[i].template scores<heads()>(g, block, padded, scores + g * kBlock);
+        arithmetic[i].template scores<heads()>(p, g, block, padded, scores + g * kBlock);
       });
       for (int g = 0; g < p.group; ++g)
-        weigh<Isa, D>(scores + g * kBlock, block.tokens, padded, part.largest[g], part.sum[g], part.rows + g * D);
-      for (int g = p.group; g < (p.group + 3) / 4 * 4; ++g)
+        weigh<Isa>(scores + g * kBlock, block.tokens, padded, part.largest[g], part.sum[g], part.rows + g * stride, v_dim);
+      for (int g = p.group; g < tiled; ++g)
         std::memset(scores + g * kBlock, 0, sizeof(float) * kBlock);
       for_tiles(p.group, [&](auto heads, int g) {
-        arithmetic[i].template add_rows<heads()>(scores + g * kBlock, block, next, g == 0, padded, part.rows + g * D);
+        arithmetic[i].template add_rows<heads()>(p, scores + g * kBlock, block, next, g == 0, padded, part.rows + g * stride);
       });
     }
 }
@@ -323,9 +339,9 @@ void write_row(Format dtype, const float* row, int count, char* out) {
 template <class Isa>
 void finish(const Problem& p, int64_t sequence, int64_t head, const Part* parts, int64_t count) {
   using V = typename Isa::V;
-  const int D = p.head_dim;
-  const int64_t row_bytes = static_cast<int64_t>(D) * bytes_of(p.q_dtype);
-  char* out = p.out + (sequence * p.kv_heads + head) * p.group * row_bytes;
+  const int dims = p.v_dim, stride = padded_dim(dims);
+  const int64_t row_bytes = static_cast<int64_t>(dims) * bytes_of(p.q_dtype);
+  char* out = p.out + (sequence * p.heads + head) * p.group * row_bytes;
   alignas(64) float row[kMaxHeadDim];
   for (int g = 0; g < p.group; ++g) {
     float largest = -kInfinity;
@@ -336,23 +352,30 @@ void finish(const Problem& p, int64_t sequence, int64_t head, const Part* parts,
       const float own = parts[i].largest[g];
       const float share = own == largest ? 1.0f : std::exp2(own - largest);
       sum += share * parts[i].sum[g];
-      for (int d = 0; d < D; d += Isa::kLanes)
-        Isa::store(row + d, Isa::fma(Isa::set(share), Isa::load(parts[i].rows + g * D + d), Isa::load(row + d)));
+      for (int d = 0; d < dims; d += Isa::kLanes)
+        Isa::store(row + d, Isa::fma(Isa::set(share), Isa::load(parts[i].rows + g * stride + d), Isa::load(row + d)));
     }
     const V by = Isa::set(1.0f / sum);
-    for (int d = 0; d < D; d += Isa::kLanes) Isa::store(row + d, Isa::mul(by, Isa::load(row + d)));
-    write_row<Isa>(p.q_dtype, row, D, out + g * row_bytes);
+    for (int d = 0; d < dims; d += Isa::kLanes) Isa::store(row + d, Isa::mul(by, Isa::load(row + d)));
+    write_row<Isa>(p.q_dtype, row, dims, out + g * row_bytes);
   }
 }
 
-template <class Isa, int D>
-Kernels plain_kernels(const Problem& p) {
+template <class Isa, int KDim, int VDim>
+Kernels plain_kernels_of(const Problem& p) {
   switch (p.format) {
-    case Format::fp32: return {attend<Isa, Plain<Isa, Format::fp32, D>, D>, finish<Isa>};
-    case Format::fp16: return {attend<Isa, Plain<Isa, Format::fp16, D>, D>, finish<Isa>};
-    case Format::bf16: return {attend<Isa, Plain<Isa, Format::bf16, D>, D>, finish<Isa>};
-    default: return {attend<Isa, Plain<Isa, Format::int8, D>, D>, finish<Isa>};
+    case Format::fp32: return {attend<Isa, Plain<Isa, Format::fp32, KDim, VDim>>, finish<Isa>};
+    case Format::fp16: return {attend<Isa, Plain<Isa, Format::fp16, KDim, VDim>>, finish<Isa>};
+    case Format::bf16: return {attend<Isa, Plain<Isa, Format::bf16, KDim, VDim>>, finish<Isa>};
+    default: return {attend<Isa, Plain<Isa, Format::int8, KDim, VDim>>, finish<Isa>};
   }
+}
+
+template <class Isa>
+Kernels plain_kernels(const Problem& p) {
+  if (p.k_dim == 128 && p.v_dim == 128) return plain_kernels_of<Isa, 128, 128>(p);
+  if (p.k_dim == 64 && p.v_dim == 64) return plain_kernels_of<Isa, 64, 64>(p);
+  return plain_kernels_of<Isa, 0, 0>(p);
 }
 
 }  // namespace

@@ -115,7 +115,7 @@ struct Portable {
 }  // namespace
 
 Kernels kernels_portable(const Problem& p) {
-  return p.head_dim == 64 ? plain_kernels<Portable, 64>(p) : plain_kernels<Portable, 128>(p);
+  return plain_kernels<Portable>(p);
 }
 
 }  // namespace kvgauge

@@ -34,7 +34,7 @@ Kernels kernels_of(const Problem& p) {
 int64_t heads_together(const Problem& p, const std::vector<int64_t>& lengths) {
   const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
   const bool apart = p.page_size > 0 || p.k.head < longest * p.k.token;
-  return apart ? std::min<int64_t>(p.kv_heads, kMaxTaskHeads) : 1;
+  return apart ? std::min<int64_t>(p.heads, kMaxTaskHeads) : 1;
 }
 
 // A task, and where its results wait for those of the rest of the sequence: `count` parts a head, from
@@ -56,17 +56,17 @@ struct Plan {
     pieces.clear();
     left.clear();
     parts = 0;
-    if (p.batch == 0 || p.kv_heads == 0) return;
+    if (p.batch == 0 || p.heads == 0) return;
     const int64_t together = heads_together(p, lengths);
     int64_t total = 0;
-    for (int64_t length : lengths) total += length * ((p.kv_heads + together - 1) / together);
+    for (int64_t length : lengths) total += length * ((p.heads + together - 1) / together);
     const int64_t wanted = threads * kPiecesPerThread;
     const int64_t longest = std::max(kLeastPiece, (total + wanted - 1) / wanted);
     for (int64_t b = 0; b < p.batch; ++b) {
       const int64_t count = threads == 1 ? 1 : (lengths[b] + longest - 1) / longest;
       const int64_t size = ((lengths[b] + count - 1) / count + 63) / 64 * 64;
-      for (int64_t h = 0; h < p.kv_heads; h += together)
-        add({b, h, std::min(together, p.kv_heads - h), 0, lengths[b]}, size);
+      for (int64_t h = 0; h < p.heads; h += together)
+        add({b, h, std::min(together, p.heads - h), 0, lengths[b]}, size);
     }
     if (parts > room) {
       results.reset(new Part[parts]);
@@ -122,8 +122,8 @@ Rows rows_of(const Tensor& tensor, int element) {
   return {pointer<const char>(address), outer * element, head * element, token * element};
 }
 
-// batch, kv_heads, group, head_dim
-using Sizes = std::tuple<int64_t, int64_t, int64_t, int64_t>;
+// batch, kv_heads, group, k_dim, v_dim
+using Sizes = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>;
 // address of q, strides of sequences and heads in elements, address of out
 using Queries = std::tuple<uintptr_t, int64_t, int64_t, uintptr_t>;
 // address, entries a sequence, elements from one sequence's to the next, pages, tokens a page
@@ -151,16 +151,20 @@ void decode(int format, int q_dtype, int int_bits, const Sizes& sizes, const Que
   p.format = static_cast<Format>(format);
   p.q_dtype = static_cast<Format>(q_dtype);
   p.int_bits = int_bits;
-  const auto [batch, kv_heads, group, head_dim] = sizes;
-  require(head_dim == 64 || head_dim == 128, "head_dim must be 64 or 128");
-  require(group >= 1 && group <= kMaxGroup, "a K/V head must have 1 to 16 query heads");
+  const auto [batch, kv_heads, group, k_dim, v_dim] = sizes;
+  for (int64_t dim : {k_dim, v_dim})
+    require(dim >= kDimStep && dim <= kMaxHeadDim && dim % kDimStep == 0, "head dims must be multiples of 16 up to 256");
+  require(group >= 1 && group <= (1 << 20), "a K/V head must have query heads");
   require(batch >= 0 && kv_heads >= 0, "sizes must not be negative");
   require(static_cast<int64_t>(lengths.size()) == batch, "there must be one length a sequence");
   for (int64_t length : lengths) require(length >= 1, "a sequence has no tokens");
   p.batch = batch;
-  p.kv_heads = kv_heads;
-  p.group = static_cast<int>(group);
-  p.head_dim = static_cast<int>(head_dim);
+  p.groups = (group + kMaxGroup - 1) / kMaxGroup;
+  while (group % p.groups) ++p.groups;
+  p.group = static_cast<int>(group / p.groups);
+  p.heads = kv_heads * p.groups;
+  p.k_dim = static_cast<int>(k_dim);
+  p.v_dim = static_cast<int>(v_dim);
   const int q_bytes = p.q_dtype == Format::fp32 ? 4 : 2;
   const auto [q, q_sequence, q_head, out] = queries;
   p.q = pointer<const char>(q);

@@ -21,6 +21,8 @@ NB_MODULE(_native, m) {
   });
   m.def("thread_count", &thread_count);
   m.def("set_thread_count", &set_thread_count);
+  m.def("thread_source", [] { return std::string(thread_source()); });
+  m.def("force_own_threads", &force_own_threads);
   register_decode(m);
   register_probe(m);
 }

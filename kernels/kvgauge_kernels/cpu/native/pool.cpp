@@ -1,6 +1,7 @@
 #include "pool.h"
 
-#include <atomic>
+#include <dlfcn.h>
+
 #include <condition_variable>
 #include <memory>
 #include <mutex>
@@ -9,16 +10,17 @@
 #include <vector>
 
 #if defined(__linux__)
-#include <pthread.h>
-#include <sched.h>
 #include <unistd.h>
 #endif
+
+#include "cores.h"
 
 namespace kvgauge {
 namespace {
 
 // A step is a fraction of a millisecond: for so long a thread that has nothing to do looks again.
 constexpr int kSpins = 20000;
+constexpr std::chrono::milliseconds kPatience{10};
 
 inline void pause_cpu() {
 #if defined(__x86_64__)
@@ -28,69 +30,12 @@ inline void pause_cpu() {
 #endif
 }
 
-std::vector<int> allowed_cores() {
-  std::vector<int> cores;
-#if defined(__linux__)
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof(set), &set) == 0)
-    for (int core = 0; core < CPU_SETSIZE; ++core)
-      if (CPU_ISSET(core, &set)) cores.push_back(core);
-#endif
-  if (cores.empty())
-    for (unsigned core = 0; core < std::max(1u, std::thread::hardware_concurrency()); ++core)
-      cores.push_back(static_cast<int>(core));
-  return cores;
-}
-
-void pin(std::thread& thread, int core) {
-#if defined(__linux__)
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  CPU_SET(core, &set);
-  pthread_setaffinity_np(thread.native_handle(), sizeof(set), &set);
-#else
-  (void)thread;
-  (void)core;
-#endif
-}
-
-// The caller's thread is not ours: it is pinned while it works, and then let go where it was.
-class Pinned {
- public:
-  explicit Pinned(int core) {
-#if defined(__linux__)
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    CPU_SET(core, &set);
-    held_ = sched_getaffinity(0, sizeof(before_), &before_) == 0 &&
-            sched_setaffinity(0, sizeof(set), &set) == 0;
-#else
-    (void)core;
-#endif
-  }
-
-  ~Pinned() {
-#if defined(__linux__)
-    if (held_) sched_setaffinity(0, sizeof(before_), &before_);
-#endif
-  }
-
- private:
-#if defined(__linux__)
-  cpu_set_t before_;
-  bool held_ = false;
-#endif
-};
-
 class Pool {
  public:
   explicit Pool(int threads) : first_core_(allowed_cores().front()) {
     const std::vector<int> cores = allowed_cores();
-    for (int i = 1; i < threads; ++i) {
-      workers_.emplace_back([this] { work(); });
-      pin(workers_.back(), cores[i % cores.size()]);
-    }
+    for (int i = 1; i < threads; ++i)
+      workers_.emplace_back([this, core = cores[i % cores.size()]] { work(core); });
   }
 
   ~Pool() {
@@ -106,11 +51,6 @@ class Pool {
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
   void run(int64_t count, const std::function<void(int64_t)>& task) {
-    if (count <= 0) return;
-    if (workers_.empty() || count == 1) {
-      for (int64_t i = 0; i < count; ++i) task(i);
-      return;
-    }
     const Pinned pinned(first_core_);
     task_ = &task;
     count_ = count;
@@ -130,7 +70,8 @@ class Pool {
     for (int64_t i = next_.fetch_add(1); i < count_; i = next_.fetch_add(1)) (*task_)(i);
   }
 
-  void work() {
+  void work(int core) {
+    const Pinned pinned(core);
     uint64_t seen = 0;
     for (;;) {
       for (int spin = 0; spin < kSpins && round_.load(std::memory_order_acquire) == seen; ++spin)
@@ -158,38 +99,105 @@ class Pool {
   int first_core_;
 };
 
-std::mutex pool_mutex;
+using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+using Count = int (*)();
+
+// Looked up whenever it is used: torch may be imported after this module.
+template <class Function>
+Function find(const char* name) {
+  return reinterpret_cast<Function>(dlsym(RTLD_DEFAULT, name));
+}
+
+// Everything below is guarded by this: one step at a time has the threads.
+std::mutex threads_mutex;
 std::unique_ptr<Pool> pool;
+int wanted_threads = 0;  // 0: the default
+bool forced_own = false;
 #if defined(__linux__)
 pid_t owner = 0;  // a forked child has the pool but not its threads
 #endif
 
-Pool& the_pool(int threads = 0) {
+bool openmp() {
+  return !forced_own && find<Parallel>("GOMP_parallel") && find<Count>("omp_get_max_threads") &&
+         find<Count>("omp_get_thread_num");
+}
+
+int count_threads() {
+  if (wanted_threads) return wanted_threads;
+  if (openmp()) return std::max(1, find<Count>("omp_get_max_threads")());
+  return static_cast<int>(allowed_cores().size());
+}
+
+Pool& own_pool() {
 #if defined(__linux__)
   if (pool && owner != getpid()) pool.release();
   owner = getpid();
 #endif
-  if (!pool || (threads && threads != pool->threads()))
-    pool = std::make_unique<Pool>(threads ? threads : static_cast<int>(allowed_cores().size()));
+  if (!pool || count_threads() != pool->threads()) pool = std::make_unique<Pool>(count_threads());
   return *pool;
+}
+
+struct Team {
+  const int64_t count;
+  const std::function<void(int64_t)>& task;
+  const std::vector<int> cores;
+  const Count number;
+  std::atomic<int64_t> next{0};
+};
+
+void join_team(void* shared) {
+  Team& team = *static_cast<Team*>(shared);
+  const Pinned pinned(team.cores[static_cast<size_t>(team.number()) % team.cores.size()]);
+  for (int64_t i = team.next.fetch_add(1); i < team.count; i = team.next.fetch_add(1)) team.task(i);
 }
 
 }  // namespace
 
 void run_tasks(int64_t count, const std::function<void(int64_t)>& task) {
-  std::lock_guard<std::mutex> held(pool_mutex);
-  the_pool().run(count, task);
+  std::lock_guard<std::mutex> held(threads_mutex);
+  const int threads = count_threads();
+  if (count <= 1 || threads == 1) {
+    for (int64_t i = 0; i < count; ++i) task(i);
+  } else if (openmp()) {
+    Team team{count, task, allowed_cores(), find<Count>("omp_get_thread_num")};
+    find<Parallel>("GOMP_parallel")(join_team, &team, static_cast<unsigned>(threads), 0);
+  } else {
+    own_pool().run(count, task);
+  }
 }
 
 int thread_count() {
-  std::lock_guard<std::mutex> held(pool_mutex);
-  return the_pool().threads();
+  std::lock_guard<std::mutex> held(threads_mutex);
+  return count_threads();
 }
 
 void set_thread_count(int count) {
-  if (count < 1 || count > 1024) throw std::invalid_argument("threads must be between 1 and 1024");
-  std::lock_guard<std::mutex> held(pool_mutex);
-  the_pool(count);
+  if (count < 0 || count > 1024) throw std::invalid_argument("threads must be between 0 and 1024");
+  std::lock_guard<std::mutex> held(threads_mutex);
+  wanted_threads = count;
+}
+
+const char* thread_source() {
+  std::lock_guard<std::mutex> held(threads_mutex);
+  return openmp() ? "openmp" : "own";
+}
+
+void force_own_threads(bool own) {
+  std::lock_guard<std::mutex> held(threads_mutex);
+  forced_own = own;
+}
+
+Meeting::Meeting(int count)
+    : count_(count), patience_(std::chrono::steady_clock::now() + kPatience) {}
+
+bool Meeting::wait() {
+  here_.fetch_add(1, std::memory_order_acq_rel);
+  for (int spin = 1; here_.load(std::memory_order_acquire) < count_; ++spin)
+    if (spin % 256 == 0) {
+      if (std::chrono::steady_clock::now() > patience_) return false;
+      std::this_thread::yield();
+    }
+  return true;
 }
 
 }  // namespace kvgauge

@@ -12,12 +12,9 @@
 #include <thread>
 #include <vector>
 
-#if defined(__linux__)
-#include <sched.h>
-#endif
-
+#include "cores.h"
 #include "level.h"
-#include "probe_threads.h"
+#include "pool.h"
 
 namespace nb = nanobind;
 
@@ -37,8 +34,6 @@ constexpr int kBatches = 8;
 
 double seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
 
-Threads threads_of(bool openmp) { return openmp ? Threads::openmp : Threads::pool; }
-
 const Loops& loops() {
 #if defined(__x86_64__)
   if (level() == Level::avx512) return avx512_loops;
@@ -48,43 +43,43 @@ const Loops& loops() {
 }
 
 template <class Work>  // Work(begin, bytes) for pieces that together are all bytes; each begins on a whole word
-void in_pieces(Threads threads, size_t bytes, const Work& work) {
-  const size_t share = bytes / (static_cast<size_t>(count_threads(threads)) * kPiecesAThread);
+void in_pieces(size_t bytes, const Work& work) {
+  const size_t share = bytes / (static_cast<size_t>(thread_count()) * kPiecesAThread);
   const size_t piece = std::clamp(share / kLeastPiece * kLeastPiece, kLeastPiece, kLargestPiece);
-  run_on(threads, static_cast<int64_t>((bytes + piece - 1) / piece), [&](int64_t i) {
+  run_tasks(static_cast<int64_t>((bytes + piece - 1) / piece), [&](int64_t i) {
     const size_t begin = static_cast<size_t>(i) * piece;
     work(begin, std::min(piece, bytes - begin));
   });
 }
 
-uint64_t read_sum(uintptr_t address, size_t bytes, bool openmp) {
+uint64_t read_sum(uintptr_t address, size_t bytes) {
   const uint8_t* data = reinterpret_cast<const uint8_t*>(address);
   const Loops& use = loops();
   std::atomic<uint64_t> sum{0};
-  in_pieces(threads_of(openmp), bytes, [&](size_t begin, size_t count) {
+  in_pieces(bytes, [&](size_t begin, size_t count) {
     sum.fetch_add(use.read(data + begin, count), std::memory_order_relaxed);
   });
   return sum.load();
 }
 
-void copy_bytes(uintptr_t to, uintptr_t from, size_t bytes, bool streaming, bool openmp) {
+void copy_bytes(uintptr_t to, uintptr_t from, size_t bytes, bool streaming) {
   uint8_t* target = reinterpret_cast<uint8_t*>(to);
   const uint8_t* source = reinterpret_cast<const uint8_t*>(from);
   const Loops& use = loops();
-  in_pieces(threads_of(openmp), bytes, [&](size_t begin, size_t count) {
+  in_pieces(bytes, [&](size_t begin, size_t count) {
     use.copy(target + begin, source + begin, count, streaming);
   });
 }
 
 // Operations a second of all threads: each calls `loop` for a millisecond.
-double rate(uint64_t (*loop)(), Threads threads) {
+double rate(uint64_t (*loop)()) {
   struct Done {
     Clock::time_point start, end;
     uint64_t operations = 0;
   };
-  std::vector<Done> done(static_cast<size_t>(count_threads(threads)));
+  std::vector<Done> done(static_cast<size_t>(thread_count()));
   Meeting meeting(static_cast<int>(done.size()));
-  run_on(threads, static_cast<int64_t>(done.size()), [&](int64_t i) {
+  run_tasks(static_cast<int64_t>(done.size()), [&](int64_t i) {
     meeting.wait();
     Done& mine = done[static_cast<size_t>(i)];
     uint64_t operations = 0;
@@ -103,46 +98,13 @@ double rate(uint64_t (*loop)(), Threads threads) {
   return static_cast<double>(operations) / seconds(end - start);
 }
 
-double multiply_add_rate(bool openmp) { return rate(loops().multiply_add, threads_of(openmp)); }
+double multiply_add_rate() { return rate(loops().multiply_add); }
 
-std::optional<double> dot_rate(int bits, bool openmp) {
+std::optional<double> dot_rate(int bits) {
   if (bits != 8 && bits != 16) throw std::invalid_argument("bits must be 8 or 16");
   uint64_t (*const loop)() = bits == 8 ? loops().dot8 : loops().dot16;
-  return loop ? std::optional(rate(loop, threads_of(openmp))) : std::nullopt;
+  return loop ? std::optional(rate(loop)) : std::nullopt;
 }
-
-#if defined(__linux__)
-using Cores = cpu_set_t;
-
-// The n-th core that `allowed` names, as a set of its own; an empty set where there is none.
-Cores core_of(const Cores& allowed, int n) {
-  Cores only;
-  CPU_ZERO(&only);
-  for (int core = 0; core < CPU_SETSIZE; ++core)
-    if (CPU_ISSET(core, &allowed) && n-- == 0) {
-      CPU_SET(core, &only);
-      break;
-    }
-  return only;
-}
-
-// This thread on one core while it plays, and then where it was.
-class Seat {
- public:
-  explicit Seat(const Cores& only)
-      : held(sched_getaffinity(0, sizeof(before_), &before_) == 0 &&
-             sched_setaffinity(0, sizeof(only), &only) == 0) {}
-  ~Seat() {
-    if (held) sched_setaffinity(0, sizeof(before_), &before_);
-  }
-
- private:
-  Cores before_;
-
- public:
-  const bool held;
-};
-#endif
 
 struct Game {
   alignas(128) std::atomic<int> ball{0};
@@ -170,28 +132,19 @@ void play(Game& game, int mine) {
 // Nanoseconds in which a line goes from one core to another, between the first two that this thread may run
 // on: the least of some batches, since an interruption only lengthens one. None with one core or one thread,
 // and where both cores were not to be had at once.
-std::optional<double> ping_pong_ns(bool openmp) {
-#if defined(__linux__)
-  const Threads threads = threads_of(openmp);
-  Cores allowed;
-  if (count_threads(threads) < 2 || sched_getaffinity(0, sizeof(allowed), &allowed) != 0 ||
-      CPU_COUNT(&allowed) < 2)
-    return std::nullopt;
-  const Cores seats[] = {core_of(allowed, 0), core_of(allowed, 1)};
+std::optional<double> ping_pong_ns() {
+  const std::vector<int> cores = allowed_cores();
+  if (thread_count() < 2 || cores.size() < 2) return std::nullopt;
   Game game;
   Meeting meeting(2);
-  run_on(threads, 2, [&](int64_t i) {
-    const Seat seat(seats[i]);
-    if (!seat.held) game.given_up.store(true);
+  run_tasks(2, [&](int64_t i) {
+    const Pinned seat(cores[static_cast<size_t>(i)]);
+    if (!seat.held()) game.given_up.store(true);
     if (!meeting.wait()) return game.given_up.store(true);
     play(game, static_cast<int>(i));
   });
   if (game.given_up.load() || game.best_s == 0) return std::nullopt;
   return game.best_s * 1e9 / (2 * kPasses);
-#else
-  (void)openmp;
-  return std::nullopt;
-#endif
 }
 
 }  // namespace
@@ -200,11 +153,10 @@ std::optional<double> ping_pong_ns(bool openmp) {
 void register_probe(nb::module_& m) {
   using namespace kvgauge;
   const auto free = nb::call_guard<nb::gil_scoped_release>();
-  m.def("probe_has_openmp", &has_openmp);
-  m.def("probe_read", &read_sum, free, nb::arg("address"), nb::arg("bytes"), nb::arg("openmp"));
+  m.def("probe_read", &read_sum, free, nb::arg("address"), nb::arg("bytes"));
   m.def("probe_copy", &copy_bytes, free, nb::arg("to"), nb::arg("source"), nb::arg("bytes"),
-        nb::arg("streaming"), nb::arg("openmp"));
-  m.def("probe_multiply_add_rate", &multiply_add_rate, free, nb::arg("openmp"));
-  m.def("probe_dot_rate", &dot_rate, free, nb::arg("bits"), nb::arg("openmp"));
-  m.def("probe_ping_pong_ns", &ping_pong_ns, free, nb::arg("openmp"));
+        nb::arg("streaming"));
+  m.def("probe_multiply_add_rate", &multiply_add_rate, free);
+  m.def("probe_dot_rate", &dot_rate, free, nb::arg("bits"));
+  m.def("probe_ping_pong_ns", &ping_pong_ns, free);
 }

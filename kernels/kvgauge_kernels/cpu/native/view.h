@@ -8,7 +8,11 @@ namespace kvgauge {
 enum class Format { fp32 = 0, fp16 = 1, bf16 = 2, int8 = 3 };
 
 constexpr int kMaxGroup = 16;
-constexpr int kMaxHeadDim = 128;
+constexpr int kMaxHeadDim = 256;
+// Numbers of a row are taken in whole vectors of the widest kind.
+constexpr int kDimStep = 16;
+// What is computed on is padded to the bytes of such a vector.
+constexpr int padded_dim(int dim) { return (dim + 63) / 64 * 64; }
 
 // K or V. All strides are in bytes. `outer` steps over sequences where the cache is contiguous and over
 // pages where it is paged; `token` steps within a sequence or within a page.
@@ -23,13 +27,15 @@ using Scales = Rows;
 struct Problem {
   Format format;   // of the cache
   Format q_dtype;  // of q and out: fp32, fp16 or bf16
-  int head_dim;
-  int group;     // query heads to one K/V head
+  int k_dim, v_dim;
+  int group;     // query heads that are computed together, at most kMaxGroup
+  int64_t groups;  // such groups to one K/V head
   int int_bits;  // of q and p against an int8 cache: 16 or 8
-  int64_t batch, kv_heads;
+  int64_t batch;
+  int64_t heads;  // K/V heads times groups: what follows calls each a head
   const char* q;
   int64_t q_sequence, q_head;  // bytes
-  char* out;                   // [batch, q_heads, head_dim], contiguous
+  char* out;                   // [batch, q_heads, v_dim], contiguous
   Rows k, v;
   Scales k_scale, v_scale;
   int64_t page_size;     // 0 where the cache is contiguous
