@@ -265,8 +265,24 @@ def test_a_token_that_one_head_alone_does_not_read_is_unread() -> None:
         return out
 
     told = proof.Work(cast(Any, Liar(work.backend, lie)), work.layers)
-    assert proof.unread_tokens(told) == (99,)
-    assert proof.unread_tokens(work) == ()
+    expected = proof.expect(work)
+    assert proof.look(told, expected)[0] == (99,)
+    unread, error = proof.look(work, expected)
+    assert unread == ()
+    assert error < 1e-5
+
+
+def test_each_token_is_looked_at_in_columns_of_its_own() -> None:
+    work = one_work("eager", "fp32")
+    real = work.backend.decode
+    for token in (99, 0, 50):
+
+        def lie(q: torch.Tensor, view: KVView, token: int = token) -> torch.Tensor:
+            kept = [t for t in range(view.tokens) if t != token]
+            return real(q, KVView(view.k[:, :, kept], view.v[:, :, kept], view.format))
+
+        told = proof.Work(cast(Any, Liar(work.backend, lie)), work.layers)
+        assert proof.look(told, proof.expect(work))[0] == (token,)
 
 
 def test_a_query_towards_a_token_is_its_key_as_it_is_read() -> None:
