@@ -39,42 +39,72 @@ struct Block {
   alignas(64) uint16_t v_scale[kBlock];
   int64_t head, token;
   int tokens;
+  // Tokens that lie one stride apart: where their scales begin.
+  struct Stretch {
+    const char *k_scale, *v_scale;
+    int tokens;
+  } stretches[kBlock];
+  int stretch_count;
 
-  // The block from `first` on, up to `last`; with no tokens where that is at the end. In a paged
-  // cache the start of each run is asked for: the look-up of its page of memory then keeps the rest waiting no more.
+  // The block of `of_head` from `first` on, up to `last`; with no tokens where that is at the end.
   void find(const Problem& p, int64_t sequence, int64_t of_head, int64_t first, int64_t last) {
     head = of_head / p.groups;
     token = first;
     tokens = static_cast<int>(last - token < kBlock ? last - token : kBlock);
+    stretch_count = 0;
     int done = 0;
     while (done < tokens) {
       const Run run = run_at(p, sequence, token + done, tokens - done);
       const char* k_row = row_at(p.k, head, run);
       const char* v_row = row_at(p.v, head, run);
-      if (p.page_size) {
-        __builtin_prefetch(k_row);
-        __builtin_prefetch(v_row);
-      }
       for (int i = 0; i < run.tokens; ++i) {
         k[done + i] = k_row + i * p.k.token;
         v[done + i] = v_row + i * p.v.token;
       }
-      if (p.format == Format::int8) {
-        prefetch_scales(row_at(p.k_scale, head, run), p.k_scale.token * (run.tokens - 1));
-        prefetch_scales(row_at(p.v_scale, head, run), p.v_scale.token * (run.tokens - 1));
-      }
+      stretches[stretch_count++] = {row_at(p.k_scale, head, run), row_at(p.v_scale, head, run),
+                                    static_cast<int>(run.tokens)};
       done += static_cast<int>(run.tokens);
     }
     for (; done < kBlock; ++done) k[done] = v[done] = kZeros;
   }
 
-  void read_scales(const Problem& p, int64_t sequence) {
+  // The same tokens of another head.
+  void shift(const Problem& p, const Block& other, int64_t of_head) {
+    head = of_head / p.groups;
+    token = other.token;
+    tokens = other.tokens;
+    stretch_count = other.stretch_count;
+    const int64_t heads = head - other.head;
+    for (int i = 0; i < kBlock; ++i) {
+      k[i] = other.k[i] + heads * p.k.head;
+      v[i] = other.v[i] + heads * p.v.head;
+    }
+    for (int i = tokens; i < kBlock; ++i) k[i] = v[i] = kZeros;
+    for (int i = 0; i < stretch_count; ++i)
+      stretches[i] = {other.stretches[i].k_scale + heads * p.k_scale.head,
+                      other.stretches[i].v_scale + heads * p.v_scale.head, other.stretches[i].tokens};
+  }
+
+  // Ask for the start of each stretch: the look-up of its page of memory then keeps the rest waiting no more.
+  void announce(const Problem& p) const {
+    for (int i = 0, t = 0; i < stretch_count; t += stretches[i++].tokens) {
+      if (p.page_size) {
+        __builtin_prefetch(k[t]);
+        __builtin_prefetch(v[t]);
+      }
+      if (p.format == Format::int8) {
+        prefetch_scales(stretches[i].k_scale, p.k_scale.token * (stretches[i].tokens - 1));
+        prefetch_scales(stretches[i].v_scale, p.v_scale.token * (stretches[i].tokens - 1));
+      }
+    }
+  }
+
+  void read_scales(const Problem& p) {
     int done = 0;
-    while (done < tokens) {
-      const Run run = run_at(p, sequence, token + done, tokens - done);
-      copy_scales(k_scale + done, row_at(p.k_scale, head, run), p.k_scale.token, run.tokens);
-      copy_scales(v_scale + done, row_at(p.v_scale, head, run), p.v_scale.token, run.tokens);
-      done += static_cast<int>(run.tokens);
+    for (int i = 0; i < stretch_count; ++i) {
+      copy_scales(k_scale + done, stretches[i].k_scale, p.k_scale.token, stretches[i].tokens);
+      copy_scales(v_scale + done, stretches[i].v_scale, p.v_scale.token, stretches[i].tokens);
+      done += stretches[i].tokens;
     }
     for (; done < kBlock; ++done) k_scale[done] = v_scale[done] = 0;
   }
@@ -82,8 +112,10 @@ struct Block {
  private:
   static KVGAUGE_INLINE void prefetch_scales(const char* first, int64_t to_last) {
     __builtin_prefetch(first);
-    __builtin_prefetch(first + to_last / 2);
-    __builtin_prefetch(first + to_last);
+    if (to_last >= 64) {
+      __builtin_prefetch(first + to_last / 2);
+      __builtin_prefetch(first + to_last);
+    }
   }
 
   static void copy_scales(uint16_t* to, const char* from, int64_t stride, int64_t count) {
@@ -287,24 +319,28 @@ void attend(const Problem& p, const Task& task, Part* parts, int64_t apart) {
 
   alignas(64) float scores[kMaxGroup * kBlock];
   // The block at hand and the two after it: head after head, then the next tokens.
-  Block blocks[3];
+  Block blocks[3] = {};
   int64_t to_find = task.first, head_to_find = 0;
-  const auto find = [&](Block& block) {
-    block.find(p, task.sequence, task.head + head_to_find, to_find, task.last);
+  const auto find = [&](Block& block, const Block& before) {
+    if (head_to_find == 0)
+      block.find(p, task.sequence, task.head, to_find, task.last);
+    else
+      block.shift(p, before, task.head + head_to_find);
+    block.announce(p);
     if (++head_to_find == task.heads) {
       head_to_find = 0;
       to_find += block.tokens;
     }
   };
-  find(blocks[0]);
-  find(blocks[1]);
+  find(blocks[0], blocks[2]);
+  find(blocks[1], blocks[0]);
   int at = 0;
   for (int64_t token = task.first; token < task.last; token += kBlock)
     for (int64_t i = 0; i < task.heads; ++i, at = (at + 1) % 3) {
       Block& block = blocks[at];
       const Block& next = blocks[(at + 1) % 3];
-      find(blocks[(at + 2) % 3]);
-      if (p.format == Format::int8) block.read_scales(p, task.sequence);
+      find(blocks[(at + 2) % 3], next);
+      if (p.format == Format::int8) block.read_scales(p);
       Part& part = parts[i * apart];
       const int padded = (block.tokens + 15) / 16 * 16;
       for_tiles(p.group, [&](auto heads, int g) {
