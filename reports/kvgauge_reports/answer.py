@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from kvgauge.schema import Run
 from kvgauge_reports import say
-from kvgauge_reports.headline import FUSED, PLAIN, headline
+from kvgauge_reports.headline import PLAIN, headline
 from kvgauge_reports.headline_types import Headline
 from kvgauge_reports.say import Names
-from kvgauge_reports.select import STEP_SCOPES
+from kvgauge_reports.select import STEP_SCOPES, backend_name
 from kvgauge_reports.text import (
     both_units,
     clean,
@@ -118,18 +118,21 @@ def _footprint(head: Headline, names: Names) -> Sentence:
 
 
 def _fused(head: Headline, names: Names) -> Sentence:
-    topic = f"{FUSED} against {PLAIN}"
+    topic = f"fused attention against {PLAIN}"
     if not head.fused:
         return _absent(topic, say.absent(head, "attention"))
     top = max(head.fused, key=lambda s: say.deepest(s.fast))
     text = (
         f"The attention of one decode step of {names.cache(top.fast)} {say.at_depth(top.fast)} "
         f"({say.layers(top.fast)}) takes {say.median_time(top.slow)} with {PLAIN} and "
-        f"{say.median_time(top.fast)} with {FUSED}: {say.verdict(top)} ({say.interval(top)})"
+        f"{say.median_time(top.fast)} with {backend_name(top.fast)}: {say.verdict(top)} "
+        f"({say.interval(top)})"
     )
     # One format must not speak for the others: a kernel may win in fp16 and lose in bf16.
     same = [s for s in head.fused if s is not top and s.fast.model == top.fast.model]
-    others = "".join(f"; in {say.fmt(s.fast)} {say.verdict(s)}" for s in same)
+    others = "".join(
+        f"; in {say.fmt(s.fast)} with {backend_name(s.fast)} {say.verdict(s)}" for s in same
+    )
     return Sentence(topic, text + others)
 
 

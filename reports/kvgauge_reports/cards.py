@@ -8,10 +8,10 @@ from kvgauge.schema import Run
 from kvgauge.units import binary_bytes
 from kvgauge_reports import say
 from kvgauge_reports.document import Card
-from kvgauge_reports.headline import FUSED, PLAIN
+from kvgauge_reports.headline import PLAIN
 from kvgauge_reports.headline_types import Headline
 from kvgauge_reports.say import Names
-from kvgauge_reports.select import STEP_SCOPES
+from kvgauge_reports.select import STEP_SCOPES, backend_name
 from kvgauge_reports.text import (
     both_units,
     count,
@@ -68,12 +68,12 @@ def _footprint(head: Headline, names: Names) -> Card:
 
 
 def _fused(head: Headline, names: Names) -> Card:
-    title = f"Fused kernel: {FUSED} over {PLAIN}"
+    title = f"Fused kernel over {PLAIN}"
     if not head.fused:
         return _absent(title, say.absent(head, "attention"))
     top = max(head.fused, key=lambda s: say.deepest(s.fast))
     what = (
-        f"{say.interval(top)}; attention of {names.cache(top.fast)} "
+        f"{say.interval(top)}; {backend_name(top.fast)}; attention of {names.cache(top.fast)} "
         f"{say.at_depth(top.fast)}{_range(s.ratio for s in head.fused)}"
     )
     return Card(title, say.verdict(top), what)

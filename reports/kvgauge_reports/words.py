@@ -48,10 +48,11 @@ READING: tuple[tuple[str, str], ...] = (
         "attention in float64; for a real model, the same forward pass without a cache.",
     ),
     (
-        "eager, sdpa-math, sdpa-flash",
+        "eager, sdpa-math, sdpa-flash, cpu",
         "eager: grouped heads, scores written to memory, as a plain implementation without "
         "FlashAttention. sdpa-math: torch's reference path, which repeats K and V and accumulates "
-        "in fp32. sdpa-flash: torch's fused kernel for this device.",
+        "in fp32. sdpa-flash: torch's fused kernel for this device. cpu: kvgauge's own fused decode "
+        "kernels for CPUs; cpu-q8 reads an int8 cache with the query and the weights in 8 bits too.",
     ),
     (
         "speed-up",

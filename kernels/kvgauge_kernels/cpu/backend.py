@@ -8,7 +8,7 @@ import torch
 
 from kvgauge_kernels.cpu.native_module import NOT_BUILT, native
 from kvgauge_kernels.dequant import dequantized
-from kvgauge_kernels.sdpa import SdpaFlash
+from kvgauge_kernels.sdpa import SdpaFlash, SdpaMath
 from kvgauge_kernels.view import PLAIN_FORMATS, SDPA_OPS, KVView
 
 # The native code's own limits (native/view.h).
@@ -26,7 +26,8 @@ class CpuBackend:
     `cpu-q8` (about 1e-2), which is faster. Where there are no integer kernels `cpu` computes in fp32.
     Memory past a sequence's length, and pages that no sequence uses, may hold anything.
 
-    Prefill is torch's: it runs through sdpa-flash, over a copy where the cache is paged or int8.
+    Prefill is torch's: it runs through sdpa-flash, or sdpa-math where the K and V dims differ, over a copy
+    where the cache is paged or int8.
     """
 
     kernel_ops = (_OP,)
@@ -36,7 +37,6 @@ class CpuBackend:
         self.name = "cpu" if int_bits == 16 else "cpu-q8"
         self.formats = PLAIN_FORMATS | {"int8"} if int_bits == 16 else frozenset({"int8"})
         self._int_bits = int_bits
-        self._prefill = SdpaFlash()
 
     def version(self) -> str:
         """This package's, and the instructions in use; raises ImportError where it is not built."""
@@ -95,12 +95,13 @@ class CpuBackend:
         return out
 
     def prefill(self, q: torch.Tensor, view: KVView) -> torch.Tensor:
-        """See AttentionBackend; torch's sdpa-flash."""
+        """See AttentionBackend; torch's sdpa-flash or sdpa-math."""
         view.check(q)
+        torchs = SdpaFlash() if view.k_dim == view.v_dim else SdpaMath()
         if view.layout == "contiguous":
-            return self._prefill.prefill(q, _plain(view, q.dtype))
+            return torchs.prefill(q, _plain(view, q.dtype))
         parts = (
-            self._prefill.prefill(q[i : i + 1], _plain(view.gathered(i), q.dtype))
+            torchs.prefill(q[i : i + 1], _plain(view.gathered(i), q.dtype))
             for i in range(view.batch)
         )
         return torch.cat(list(parts))

@@ -18,8 +18,13 @@ if TYPE_CHECKING:
 MAX_FIGURES = 4
 _MS = 1e3
 # The same look wherever a backend appears; others take what is left of the cycle.
-_COLOR = {"eager": style.RED, "sdpa-math": style.ORANGE, "sdpa-flash": style.BLUE}
-_MARKER = {"eager": "s", "sdpa-math": "^", "sdpa-flash": "o"}
+_COLOR = {
+    "eager": style.RED,
+    "sdpa-math": style.ORANGE,
+    "sdpa-flash": style.BLUE,
+    "cpu": style.INK,
+}
+_MARKER = {"eager": "s", "sdpa-math": "^", "sdpa-flash": "o", "cpu": "v", "cpu-q8": "P"}
 _QUANTIZED_LOOK = (style.GREEN, "D")
 
 
@@ -162,7 +167,7 @@ def _formats(measured: list[str]) -> list[str]:
 
 def _look(series: Series) -> tuple[str, str]:
     if series.variant == QUANTIZED:
-        return _QUANTIZED_LOOK
+        return _QUANTIZED_LOOK[0], _MARKER.get(series.group, _QUANTIZED_LOOK[1])
     if series.group in _COLOR:
         return _COLOR[series.group], _MARKER[series.group]
     # By name, so that a backend looks alike in every panel and every run.
