@@ -67,6 +67,33 @@ def make_view(
     return KVView(k.to(dtype).to(device), v.to(dtype).to(device), fmt, lengths=lengths)
 
 
+def random_layer(
+    fmt: str, depth: int, layout: str = "contiguous", heads: int = 8, dim: int = 128, page: int = 16
+) -> KVView:
+    """A large cache of one sequence, filled fast: `contiguous`, `pages in order` or `pages at random`."""
+    generator = torch.Generator().manual_seed(0)
+    count = depth // page
+    shape = (1, heads, depth) if layout == "contiguous" else (count, heads, page)
+    where: dict[str, Any] = {}
+    if layout != "contiguous":
+        order = (
+            torch.randperm(count, generator=generator)
+            if "random" in layout
+            else torch.arange(count)
+        )
+        table = order.to(torch.int32)[None]
+        where = {"layout": "paged", "page_size": page, "block_table": table}
+
+    def rows() -> torch.Tensor:
+        if fmt == "int8":
+            return torch.randint(-127, 128, (*shape, dim), generator=generator, dtype=torch.int8)
+        return torch.randn(*shape, dim, generator=generator).to(DTYPES[fmt])
+
+    if fmt == "int8":
+        where |= {f"{x}_scale": torch.full(shape, 0.02, dtype=torch.float16) for x in "kv"}
+    return KVView(rows(), rows(), fmt, **where)
+
+
 def quantized(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """int8 elements and one fp16 scale a row."""
     scale = (x.abs().amax(-1) / 127).half()

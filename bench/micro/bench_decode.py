@@ -13,36 +13,17 @@ from typing import Any
 import pytest
 import torch
 
-from kvgauge_kernels import BACKENDS, KVView
+from kernels_for_tests import random_layer
+from kvgauge_kernels import BACKENDS
 from kvgauge_kernels.cpu import probe
 
 pytestmark = pytest.mark.skipif(probe.why_not() is not None, reason=str(probe.why_not()))
-HEADS, GROUP, DIM, PAGE = 8, 4, 128, 16
-DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+Q_HEADS, DIM = 32, 128
 CASES = [
     (name, fmt, layout)
-    for layout in ("contiguous", "paged")
+    for layout in ("contiguous", "pages at random")
     for name, fmt in (("cpu", "fp16"), ("cpu", "bf16"), ("cpu", "int8"), ("cpu-q8", "int8"))
 ]
-
-
-def cache(fmt: str, layout: str, depth: int) -> KVView:
-    generator = torch.Generator().manual_seed(0)
-    pages = depth // PAGE
-    shape = (1, HEADS, depth) if layout == "contiguous" else (pages, HEADS, PAGE)
-    where: dict[str, Any] = {}
-    if layout == "paged":
-        table = torch.randperm(pages, generator=generator).to(torch.int32)[None]
-        where = {"layout": layout, "page_size": PAGE, "block_table": table}
-
-    def rows() -> torch.Tensor:
-        if fmt == "int8":
-            return torch.randint(-127, 128, (*shape, DIM), generator=generator, dtype=torch.int8)
-        return torch.randn(*shape, DIM, generator=generator).to(DTYPE[fmt])
-
-    if fmt == "int8":
-        where |= {f"{x}_scale": torch.full(shape, 0.02, dtype=torch.float16) for x in "kv"}
-    return KVView(rows(), rows(), fmt, **where)
 
 
 def seconds(step: Callable[[], object]) -> float:
@@ -54,9 +35,9 @@ def seconds(step: Callable[[], object]) -> float:
 @pytest.mark.parametrize("depth", [8192, 32768])
 @pytest.mark.parametrize(("name", "fmt", "layout"), CASES)
 def bench_decode(benchmark: Any, name: str, fmt: str, layout: str, depth: int) -> None:
-    view = cache(fmt, layout, depth)
-    dtype = torch.bfloat16 if fmt == "int8" else DTYPE[fmt]
-    q = torch.randn(1, HEADS * GROUP, DIM).to(dtype)
+    view = random_layer(fmt, depth, layout)
+    dtype = torch.bfloat16 if fmt == "int8" else view.k.dtype
+    q = torch.randn(1, Q_HEADS, DIM).to(dtype)
     tensors = [x for x in (view.k, view.v, view.k_scale, view.v_scale) if x is not None]
     held = sum(x.numel() * x.element_size() for x in tensors)
     reads: list[float] = []

@@ -214,6 +214,7 @@ class SteadyProbe:
         return 1e9
 
     copy_bytes_per_s = flops_per_s = cached_read_bytes_per_s = read_bytes_per_s
+    best_read_bytes_per_s = read_bytes_per_s
     loops = "made-up"
 
     def nothing(self) -> None:

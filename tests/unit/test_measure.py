@@ -202,9 +202,19 @@ def test_what_a_cache_gives_is_not_cold() -> None:
     assert physics_code(0.19, "cold", held_bytes) == "faster_than_physics"
 
 
-def physics_code(time_s: float, cache_state: CacheState, cache_bytes: int = 10**8) -> str | None:
-    probe = Probe(1e9, 1e9, 1e9, (1e9, 0.9e9), cached_read_bytes_per_s=4e9)
-    fault = physics_fault(time_s, 10**9, cache_state, cache_bytes, probe)
+def test_where_neighbours_slowed_the_probe_the_best_reading_is_what_memory_gives() -> None:
+    assert physics_code(0.45, "cold") == "faster_than_physics"
+    assert physics_code(0.45, "cold", disturbed=True) is None
+    assert physics_code(0.39, "cold", disturbed=True) == "faster_than_physics"  # 2e9 and a quarter
+
+
+def physics_code(
+    time_s: float, cache_state: CacheState, cache_bytes: int = 10**8, *, disturbed: bool = False
+) -> str | None:
+    probe = Probe(
+        1e9, 1e9, 1e9, (1e9, 0.9e9), best_read_bytes_per_s=2e9, cached_read_bytes_per_s=4e9
+    )
+    fault = physics_fault(time_s, 10**9, cache_state, cache_bytes, probe, disturbed=disturbed)
     return None if fault is None else fault.code
 
 

@@ -43,6 +43,9 @@ class ToldProbe:
     def read_bytes_per_s(self) -> float:
         return next(self._reads)
 
+    def best_read_bytes_per_s(self) -> float:
+        return 2.1e9
+
     def cached_read_bytes_per_s(self) -> float:
         return 3e9
 

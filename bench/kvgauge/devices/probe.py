@@ -9,7 +9,7 @@ On a CPU the loops are native where they are built (`kvgauge_kernels.cpu.probe`)
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -30,6 +30,8 @@ class DeviceProbe:
     target: torch.Tensor
     factor: torch.Tensor
     native_loops: bool = False
+    readings: list[float] = field(default_factory=list)
+    """Every read bandwidth so far."""
 
     @property
     def loops(self) -> str:
@@ -38,7 +40,12 @@ class DeviceProbe:
 
     def read_bytes_per_s(self) -> float:
         """A sum of all words: every byte read once from start to end, nothing written."""
-        return _bytes(self.source) / self.device.timed(self._reader(self.source))
+        self.readings.append(_bytes(self.source) / self.device.timed(self._reader(self.source)))
+        return self.readings[-1]
+
+    def best_read_bytes_per_s(self) -> float | None:
+        """The best reading so far, of whichever cell."""
+        return max(self.readings, default=None)
 
     def copy_bytes_per_s(self) -> float:
         """Bytes read plus bytes written, a second. The native copy writes around the caches.

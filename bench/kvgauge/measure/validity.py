@@ -111,14 +111,23 @@ def early_fault(late_error: float) -> Fault | None:
 
 
 def physics_fault(
-    time_s: float, moved_bytes: int, cache_state: CacheState, cache_bytes: int, probe: Probe
+    time_s: float,
+    moved_bytes: int,
+    cache_state: CacheState,
+    cache_bytes: int,
+    probe: Probe,
+    *,
+    disturbed: bool = False,
 ) -> Fault | None:
     """Whether the time is one that memory allows, and cold where it is said to be.
 
     What a cache of `cache_bytes` can hold may be read at the cache's rate, but not where the cell is cold.
+    Where neighbours `disturbed` the cell they may have slowed the probe and not the step: then the best
+    reading of the run is what memory gives.
     """
     rate = moved_bytes / time_s
-    memory = max(probe.read_samples_bytes_per_s) * PHYSICS_MARGIN
+    best_read = (probe.best_read_bytes_per_s or 0.0) if disturbed else 0.0
+    memory = max((*probe.read_samples_bytes_per_s, best_read)) * PHYSICS_MARGIN
     cache = max(memory, (probe.cached_read_bytes_per_s or 0.0) * PHYSICS_MARGIN)
     # Of two times what the cache holds at least half came from memory.
     fits = moved_bytes <= 2 * cache_bytes

@@ -109,6 +109,8 @@ class Probe:
     copy_bytes_per_s: float
     flops_per_s: float
     read_samples_bytes_per_s: tuple[float, ...] = ()
+    best_read_bytes_per_s: float | None = None
+    """The best reading of this process so far: what the memory can give when nobody disturbs."""
     cached_read_bytes_per_s: float | None = None
     """Reading a quarter of the last-level cache again and again."""
     source: str | None = None

@@ -70,12 +70,20 @@ def timed_outcome(
     timing = samples.timing()
     rates = Rates(probe.read_bytes_per_s, probe.flops_per_s, "probe")
     moved_bytes, least_s = total_bytes(operations), floor_s(operations, rates)
+    flags = trust_flags(
+        samples.times_s, samples.read_bytes_per_s, conditions, probe.ping_pong_ns or ()
+    )
     with context.phases("check"):
         fault = (
             lost_fault(conditions)
             or timed.prove_again(timing.median)
             or physics_fault(
-                timing.median, moved_bytes, timed.cache_state, device.last_level_cache_bytes, probe
+                timing.median,
+                moved_bytes,
+                timed.cache_state,
+                device.last_level_cache_bytes,
+                probe,
+                disturbed="cpu_shared" in flags,
             )
             or device_fault(device_before, device.identity())
         )
@@ -100,9 +108,7 @@ def timed_outcome(
             bandwidth=bytes_per_s / probe.read_bytes_per_s,
             floor=timing.median / least_s,
         ),
-        flags=trust_flags(
-            samples.times_s, samples.read_bytes_per_s, conditions, probe.ping_pong_ns or ()
-        ),
+        flags=flags,
         backend=backend,
         conditions=conditions,
     )
@@ -117,6 +123,7 @@ def _probe(
         copy_bytes_per_s=median([probe.copy_bytes_per_s() for _ in range(_PROBE_REPEATS)]),
         flops_per_s=median([probe.flops_per_s() for _ in range(_PROBE_REPEATS)]),
         read_samples_bytes_per_s=read_samples,
+        best_read_bytes_per_s=probe.best_read_bytes_per_s(),
         cached_read_bytes_per_s=probe.cached_read_bytes_per_s(),
         source=probe.loops,
         integer_ops_per_s=_median_told([probe.integer_ops_per_s() for _ in range(_PROBE_REPEATS)]),

@@ -1,0 +1,199 @@
+"""The native CPU kernels beside the memory's read bandwidth: formats, pages, depths, and torch's best.
+
+PYTHONPATH=bench:kernels:reports:tests python -m campaigns.cpu_roof [--rounds N] [--out FILE]
+
+One layer of 32 query heads, 8 K/V heads and a head_dim of 128, batch 1. In each round every case is timed
+once, each right after a reading of the bandwidth that also flushes the caches, so that all see the same
+states of the machine. Ratios are formed within a round; the tables give their medians, apart for rounds in
+which the two cores were near each other and far (`ping_pong_ns`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from kernels_for_tests import random_layer
+from kvgauge.devices.cpu import CpuDevice
+from kvgauge.devices.probe import make_probe
+from kvgauge.measure.stats import median
+from kvgauge.store.provenance import git_state
+from kvgauge_kernels import BACKENDS, KVView
+from kvgauge_kernels.cpu import probe
+
+DEPTHS = (8192, 16384, 32768, 65536, 131072)
+# Between the two states that a virtual machine's cores were seen in: 31 to 50 and 129 to 209 ns.
+NEAR_NS = 80.0
+FORMATS = (("cpu", "fp16"), ("cpu", "bf16"), ("cpu", "fp32"), ("cpu", "int8"), ("cpu-q8", "int8"))
+LINES = (("cpu", "fp16"), ("cpu", "int8"))
+OF_TORCH = ("eager", "sdpa-math", "sdpa-flash", "dequant+sdpa")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One step that is timed, and the bytes that it must read."""
+
+    label: str
+    step: Callable[[], object]
+    held_bytes: int
+    times_s: list[float] = field(default_factory=list)
+    read_bytes_per_s: list[float] = field(default_factory=list)
+
+    def share(self, i: int) -> float:
+        """Bytes over time over bandwidth, in round i."""
+        return self.held_bytes / self.times_s[i] / self.read_bytes_per_s[i]
+
+
+def case(label: str, backend: str, fmt: str, depth: int, layout: str = "contiguous") -> Case:
+    """A layer of that depth with random data."""
+    view = random_layer(fmt, depth, layout)
+    q = torch.randn(1, 32, 128).to(torch.bfloat16 if fmt == "int8" else view.k.dtype)
+    return Case(label, partial(BACKENDS[backend].decode, q, view), held(view))
+
+
+def held(view: KVView) -> int:
+    """Bytes of the cache, scales included."""
+    parts = (view.k, view.v, view.k_scale, view.v_scale)
+    return sum(part.nbytes for part in parts if part is not None)
+
+
+def measure(cases: list[Case], rounds: int, read: Callable[[], float]) -> list[str]:
+    """Time all in turn; the state of each round."""
+    states = []
+    for warm in (True, *[False] * rounds):
+        distance_ns = probe.ping_pong_ns()
+        for each in cases:
+            bytes_per_s = read()
+            start = time.perf_counter()
+            each.step()
+            taken_s = time.perf_counter() - start
+            if not warm:
+                each.times_s.append(taken_s)
+                each.read_bytes_per_s.append(bytes_per_s)
+        if not warm:
+            unknown = distance_ns is None
+            states.append(
+                "unknown" if unknown else "near" if (distance_ns or 0) < NEAR_NS else "far"
+            )
+    return states
+
+
+def table(cases: list[Case], states: list[str], first: Case) -> list[str]:
+    """A line a case and state: median time, share of the read bandwidth, speed over `first`."""
+    lines = ["| case | cores | rounds | ms | share of read bandwidth | speed over the first |",
+             "|---|---|---|---|---|---|"]  # fmt: skip
+    for each in cases:
+        for state in ("near", "far", "unknown"):
+            at = [i for i, s in enumerate(states) if s == state]
+            if at:
+                ms = median([each.times_s[i] for i in at]) * 1e3
+                share = median([each.share(i) for i in at])
+                speed = median([first.times_s[i] / each.times_s[i] for i in at])
+                lines.append(
+                    f"| {each.label} | {state} | {len(at)} | {ms:.2f} | {share:.2f} | {speed:.2f} |"
+                )
+    return lines
+
+
+def line_through(points: list[tuple[float, float]]) -> tuple[float, float]:
+    """Least squares of relative errors: intercept and slope of y over x."""
+    weights = [1 / y**2 for _, y in points]
+    total = sum(weights)
+    mean_x = sum(w * x for w, (x, _) in zip(weights, points, strict=True)) / total
+    mean_y = sum(w * y for w, (_, y) in zip(weights, points, strict=True)) / total
+    spread = sum(w * (x - mean_x) ** 2 for w, (x, _) in zip(weights, points, strict=True))
+    both = sum(w * (x - mean_x) * (y - mean_y) for w, (x, y) in zip(weights, points, strict=True))
+    slope = both / spread
+    return mean_y - slope * mean_x, slope
+
+
+def depth_table(rounds: int, read: Callable[[], float]) -> list[str]:
+    """Time against depth, and how far each depth is from the straight line."""
+    lines = ["| case | tokens | ms | line | off the line |", "|---|---|---|---|---|"]
+    for backend, fmt in LINES:
+        cases = [case(f"{backend} {fmt}", backend, fmt, depth) for depth in DEPTHS]
+        measure(cases, rounds, read)
+        points = [
+            (float(depth), median(each.times_s)) for depth, each in zip(DEPTHS, cases, strict=True)
+        ]
+        start, slope = line_through(points)
+        for each, (depth, taken_s) in zip(cases, points, strict=True):
+            on_line_s = start + slope * depth
+            lines.append(
+                f"| {each.label} | {depth:,.0f} | {taken_s * 1e3:.2f} | {on_line_s * 1e3:.2f} | "
+                f"{taken_s / on_line_s - 1:+.1%} |"
+            )
+    return lines
+
+
+def able(backend: str, fmt: str) -> bool:
+    """Whether the backend reads that format here."""
+    view = random_layer(fmt, 256)
+    return (
+        BACKENDS[backend].supports(view, torch.bfloat16 if fmt == "int8" else view.k.dtype) is None
+    )
+
+
+def roof_table(depth: int, rounds: int, read: Callable[[], float]) -> list[str]:
+    """The formats, and 16-bit and int8 caches in pages, beside `cpu` in fp16."""
+    cases = []
+    for backend, fmt in FORMATS:
+        if able(backend, fmt):
+            cases.append(case(f"`{backend}` {fmt}", backend, fmt, depth))
+            if fmt in ("fp16", "int8"):
+                cases += [
+                    case(f"`{backend}` {fmt}, {layout}", backend, fmt, depth, layout)
+                    for layout in ("pages in order", "pages at random")
+                ]
+    return table(cases, measure(cases, rounds, read), cases[0])
+
+
+def torch_table(rounds: int, read: Callable[[], float]) -> list[str]:
+    """Of each format our kernel and all that torch has."""
+    lines: list[str] = []
+    for fmt in ("fp32", "fp16", "bf16", "int8"):
+        names = [name for name in ("cpu", *OF_TORCH) if able(name, fmt)]
+        cases = [case(f"`{name}` {fmt}", name, fmt, 32768) for name in names]
+        lines += table(cases, measure(cases, rounds, read), cases[0])[2 if lines else 0 :]
+    return lines
+
+
+def main() -> None:
+    """Measure, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--out", type=Path, default=Path("results/cpu_roof.md"))
+    given = parser.parse_args()
+    if probe.why_not() is not None:
+        raise SystemExit(str(probe.why_not()))
+    device = CpuDevice()
+    read = make_probe(device).read_bytes_per_s
+    parts: list[str] = []
+    for depth in (32768, 131072):
+        parts += [f"\n## {depth:,} tokens\n", *roof_table(depth, given.rounds, read)]
+    parts += ["\n## Time against depth\n", *depth_table(given.rounds, read)]
+    parts += ["\n## Beside torch, 32,768 tokens\n", *torch_table(max(5, given.rounds // 10), read)]
+    revision, dirty = git_state()
+    changed = " with changes" if dirty else ""
+    given.out.write_text(f"""# The CPU kernels at the memory roof
+
+Run on {datetime.now(UTC):%Y-%m-%d} on {device.ref.name}, {probe.level()}, Python \
+{platform.python_version()}, torch {torch.__version__}, revision {(revision or "unknown")[:7]}{changed}.
+
+{(__doc__ or "").split(chr(10) * 2)[2].strip()}
+
+Again: `PYTHONPATH=bench:kernels:reports:tests python -m campaigns.cpu_roof --rounds {given.rounds}`.
+{chr(10).join(parts)}
+""")
+
+
+if __name__ == "__main__":
+    main()
