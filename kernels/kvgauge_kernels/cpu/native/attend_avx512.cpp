@@ -176,8 +176,8 @@ struct Bytewise {
                 float* rows) {
     alignas(64) uint8_t w[Bytes][H][kBlock];
     float step[H];
-    const int dims = v_dim(p), stride = padded_dim(dims), columns = stride / 16;
-    if (is_first) turn(p, block, next, tokens);
+    const int dims = v_dim(p), stride = padded_dim(dims), columns = stride / 16, k_bytes = k_dim(p);
+    if (is_first) turn(p, block, tokens);
     bool rounded = true;
     for (int h = 0; h < H; ++h) rounded &= round_weights<H>(weights + h * kBlock, block, tokens, h, w, step[h]);
     // A scale below 0, or a NaN: not for unsigned bytes.
@@ -189,11 +189,14 @@ struct Bytewise {
       __m512i acc[H * C];
 #pragma GCC unroll 16
       for (int i = 0; i < H * C; ++i) acc[i] = _mm512_setzero_si512();
-      add_bytes<H, C>(w[0], c, tokens, acc);
+      // The next K is asked for bit by bit meanwhile: more at once than a core can wait for would hold it up.
+      const int from = tokens * c / columns, to = tokens * (c + C) / columns;
+      const char* const* ahead = is_first ? next.k + from : nullptr;
+      add_bytes<H, C>(w[0], c, tokens, acc, ahead, to - from, k_bytes);
       if constexpr (Bytes == 2) {
 #pragma GCC unroll 16
         for (int i = 0; i < H * C; ++i) acc[i] = _mm512_slli_epi32(acc[i], 8);
-        add_bytes<H, C>(w[1], c, tokens, acc);
+        add_bytes<H, C>(w[1], c, tokens, acc, nullptr, 0, 0);
       }
 #pragma GCC unroll 4
       for (int h = 0; h < H; ++h)
@@ -243,8 +246,8 @@ struct Bytewise {
     return _mm512_maskz_loadu_epi8(left >= 64 ? ~__mmask64{0} : (__mmask64{1} << left) - 1, row + 64 * c);
   }
 
-  void turn(const Problem& p, const Block& block, const Block& next, int tokens) {
-    const int dims = v_dim(p), chunks = (dims + 63) / 64, k_bytes = k_dim(p);
+  void turn(const Problem& p, const Block& block, int tokens) {
+    const int dims = v_dim(p), chunks = (dims + 63) / 64;
     for (int t = 0; t < tokens; t += 4) {
 #pragma GCC unroll 2
       for (int c = 0; c < chunks; ++c) {
@@ -259,14 +262,18 @@ struct Bytewise {
         _mm512_store_si512(to[2], _mm512_unpacklo_epi16(d, e));
         _mm512_store_si512(to[3], _mm512_unpackhi_epi16(d, e));
       }
-      for (int i = 0; i < 4; ++i) prefetch_row(next.k[t + i], k_bytes);
     }
   }
 
   template <int H, int C>
-  KVGAUGE_INLINE void add_bytes(const uint8_t (&w)[H][kBlock], int column, int tokens, __m512i* acc) const {
+  KVGAUGE_INLINE void add_bytes(const uint8_t (&w)[H][kBlock], int column, int tokens, __m512i* acc,
+                                const char* const* ahead, int ahead_count, int row_bytes) const {
+    int asked = 0;
 #pragma GCC unroll 2
     for (int t = 0; t < tokens; t += 4) {
+      if (ahead)
+        for (const int until = ahead_count * (t + 4) / tokens; asked < until; ++asked)
+          prefetch_row(ahead[asked], row_bytes);
       __m512i v[C];
 #pragma GCC unroll 16
       for (int j = 0; j < C; ++j) v[j] = _mm512_load_si512(turned[t / 4][column + j]);

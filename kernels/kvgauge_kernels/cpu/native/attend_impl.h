@@ -1,7 +1,7 @@
 // The algorithm, over a level's instructions. Included by the source of each level, once: everything here is
 // in an anonymous namespace, so that no level's code can be linked in place of another's.
 //
-// A part of a sequence is taken in blocks of 48 tokens: their scores go to a small buffer, their weights
+// A part of a sequence is taken in blocks (Problem::block_tokens): their scores go to a small buffer, their weights
 // replace them there, and V's rows are added up by those. K and V are converted in registers. While a block's
 // K is read its V is asked for, and while its V is read the K of the next: the CPU's own prefetching alone gives
 // half of the bandwidth.
@@ -20,8 +20,7 @@
 namespace kvgauge {
 namespace {
 
-// The K and V of two blocks, and what is computed on, fit a first-level cache of 48 KiB.
-constexpr int kBlock = 48;
+constexpr int kBlock = kMaxBlock;
 constexpr float kInfinity = __builtin_huge_valf();
 
 constexpr int bytes_of(Format format) {
@@ -50,7 +49,7 @@ struct Block {
   void find(const Problem& p, int64_t sequence, int64_t of_head, int64_t first, int64_t last) {
     head = of_head / p.groups;
     token = first;
-    tokens = static_cast<int>(last - token < kBlock ? last - token : kBlock);
+    tokens = static_cast<int>(last - token < p.block_tokens ? last - token : p.block_tokens);
     stretch_count = 0;
     int done = 0;
     while (done < tokens) {
@@ -119,10 +118,10 @@ struct Block {
   }
 
   static void copy_scales(uint16_t* to, const char* from, int64_t stride, int64_t count) {
-    if (stride == 2 && count == kBlock) {
-      std::memcpy(to, from, 2 * kBlock);
-    } else if (stride == 2 && count == 16) {  // the page size that is usual
+    if (stride == 2 && count == 16) {  // the page size that is usual
       std::memcpy(to, from, 2 * 16);
+    } else if (stride == 2) {
+      std::memcpy(to, from, 2 * static_cast<size_t>(count));
     } else {
       for (int64_t i = 0; i < count; ++i) std::memcpy(to + i, from + i * stride, 2);
     }
@@ -199,22 +198,25 @@ struct Plain {
           float* w = weights + h * kBlock + t;
           Isa::store(w, Isa::mul(Isa::load(w), scale(block.v_scale + t)));
         }
-    // Few tokens at a time, so that the columns of a row that are not in registers yet are still near.
+    // Few tokens at a time, so that the columns of a row that are not in registers yet are still near. The next
+    // K is asked for bit by bit meanwhile: more at once than a core can wait for would hold it up.
+    const char* const* ahead = prefetch ? next.k : nullptr;
     for (int some = 0; some < tokens; some += 8) {
       int c = 0;
-      for (; c + C <= vectors; c += C) add_columns<H, C>(weights, block, some, c, stride, rows);
+      for (; c + C <= vectors; c += C) add_columns<H, C>(weights, block, ahead, some, c, stride, rows);
       if constexpr (VDim == 0)
-        for (; c < vectors; ++c) add_columns<H, 1>(weights, block, some, c, stride, rows);
-      if (prefetch)
-        for (int t = some; t < some + 8; ++t) prefetch_row(next.k[t], k_bytes);
+        for (; c < vectors; ++c) add_columns<H, 1>(weights, block, ahead, some, c, stride, rows);
+      if (prefetch && k_bytes > vectors * Isa::kLanes * kBytes)
+        for (int t = some; t < some + 8; ++t)
+          prefetch_row(next.k[t] + vectors * Isa::kLanes * kBytes, k_bytes - vectors * Isa::kLanes * kBytes);
     }
   }
 
  private:
   // Of eight tokens, C vectors from the c-th on.
   template <int H, int C>
-  static KVGAUGE_INLINE void add_columns(const float* weights, const Block& block, int some, int c, int stride,
-                                         float* rows) {
+  static KVGAUGE_INLINE void add_columns(const float* weights, const Block& block, const char* const* ahead, int some,
+                                         int c, int stride, float* rows) {
     V acc[H * C];
 #pragma GCC unroll 4
     for (int h = 0; h < H; ++h)
@@ -225,6 +227,7 @@ struct Plain {
       V row[C];
 #pragma GCC unroll 16
       for (int j = 0; j < C; ++j) row[j] = Isa::template read<F>(block.v[t] + (c + j) * Isa::kLanes * kBytes);
+      if (ahead) prefetch_row(ahead[t] + c * Isa::kLanes * kBytes, C * Isa::kLanes * kBytes);
 #pragma GCC unroll 4
       for (int h = 0; h < H; ++h) {
         const V w = Isa::set(weights[h * kBlock + t]);
@@ -335,7 +338,7 @@ void attend(const Problem& p, const Task& task, Part* parts, int64_t apart) {
   find(blocks[0], blocks[2]);
   find(blocks[1], blocks[0]);
   int at = 0;
-  for (int64_t token = task.first; token < task.last; token += kBlock)
+  for (int64_t token = task.first; token < task.last; token += p.block_tokens)
     for (int64_t i = 0; i < task.heads; ++i, at = (at + 1) % 3) {
       Block& block = blocks[at];
       const Block& next = blocks[(at + 1) % 3];

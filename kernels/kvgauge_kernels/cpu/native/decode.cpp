@@ -21,6 +21,11 @@ constexpr int64_t kLeastPiece = 256;
 // Pieces to a thread: with few, one that is late is waited for; with many, streams are short.
 constexpr int64_t kPiecesPerThread = 6;
 
+// Tokens that are taken at a time. Few stay in the first-level cache until they are used; more reach over more
+// pages, which the core then waits for together.
+constexpr int kBlock = 48;
+constexpr int kPagedBlock = 64;
+
 Kernels kernels_of(const Problem& p) {
 #if defined(__x86_64__)
   if (level() == Level::avx512) return kernels_avx512(p);
@@ -182,6 +187,7 @@ void decode(int format, int q_dtype, int int_bits, const Sizes& sizes, const Que
   p.table = pointer<const int32_t>(table);
   p.table_row = table_row;
   p.page_size = page_size;
+  p.block_tokens = page_size ? kPagedBlock : kBlock;
   if (page_size) check_pages(p, entries, page_count, lengths);
   run(p, lengths);
 }

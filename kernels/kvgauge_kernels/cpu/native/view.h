@@ -8,6 +8,7 @@ namespace kvgauge {
 enum class Format { fp32 = 0, fp16 = 1, bf16 = 2, int8 = 3 };
 
 constexpr int kMaxGroup = 16;
+constexpr int kMaxBlock = 64;
 constexpr int kMaxHeadDim = 256;
 // Numbers of a row are taken in whole vectors of the widest kind.
 constexpr int kDimStep = 16;
@@ -41,6 +42,7 @@ struct Problem {
   int64_t page_size;     // 0 where the cache is contiguous
   const int32_t* table;  // [batch, table_row], the pages of each sequence; null where contiguous
   int64_t table_row;
+  int block_tokens;  // taken at a time, a multiple of 16 up to kMaxBlock
 };
 
 // Tokens of a sequence that lie one `token` stride apart.
