@@ -33,6 +33,11 @@ COLUMNS = (
     "high_s",
     "floor_s",
     "tokens_per_s",
+    "flops",
+    "moved_bytes",
+    "read_bytes_per_s",
+    "flops_per_s",
+    "integer_ops_per_s",
 )
 
 
@@ -91,7 +96,7 @@ def panel(record: Record, names: dict[tuple[str, str], str]) -> str:
 
 
 def _row(run: Run, record: Record, names: dict[tuple[str, str], str]) -> dict[str, Any]:
-    measured, time = record.measured, select.timing(record)
+    measured, time, probe = record.measured, select.timing(record), record.probe
     return {
         "cell_id": record.cell_id,
         "scope": record.scope,
@@ -110,4 +115,9 @@ def _row(run: Run, record: Record, names: dict[tuple[str, str], str]) -> dict[st
         "high_s": time.high if time else None,
         "floor_s": record.predicted.floor_s,
         "tokens_per_s": measured.tokens_per_s if measured else None,
+        "flops": record.predicted.flops,
+        "moved_bytes": record.predicted.moved_bytes,
+        "read_bytes_per_s": probe.read_bytes_per_s if probe else None,
+        "flops_per_s": probe.flops_per_s if probe else None,
+        "integer_ops_per_s": probe.integer_ops_per_s if probe else None,
     }

@@ -15,7 +15,7 @@ from kvgauge_reports import answer, tables, words
 from kvgauge_reports.anchors import Anchors
 from kvgauge_reports.cards import cards
 from kvgauge_reports.document import Document, Section
-from kvgauge_reports.figures import decode, engine, growth
+from kvgauge_reports.figures import decode, engine, growth, roofline
 from kvgauge_reports.figures.style import Figure
 from kvgauge_reports.frame import records_frame
 from kvgauge_reports.headline import headline
@@ -45,7 +45,12 @@ def make_document(runs: Sequence[Run]) -> Document:
 def figures(run: Run) -> tuple[Figure, ...]:
     """All figures of a run; none for what it did not measure."""
     frame = records_frame(run)
-    drawn = (*growth.figures(frame), *decode.figures(frame), *engine.figures(frame))
+    drawn = (
+        *growth.figures(frame),
+        *decode.figures(frame),
+        *roofline.figures(frame),
+        *engine.figures(frame),
+    )
     return tuple(drawn)
 
 

@@ -48,7 +48,7 @@ def test_dom_has_figures_and_tables_and_no_console_errors(
     name: str, pages: dict[str, Path], tmp_path: Path
 ) -> None:
     dom, log = browse(pages[name], tmp_path, "--dump-dom")
-    assert dom.count("<figure>") == 3
+    assert dom.count("<figure>") == 4
     assert dom.count("<table") == 6
     assert dom.count("<h1>") == 1
     assert "CONSOLE" not in log

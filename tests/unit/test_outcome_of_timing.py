@@ -66,6 +66,9 @@ def outcome(
     times_s: list[float],
     tokens: int | None = None,
     ping_pong_ns: Sequence[float | None] = (None,) * 5,
+    operations: Sequence[Operation] | None = None,
+    *,
+    integers: bool = False,
 ) -> Outcome:
     criterion = Criterion(1e-9, min_samples=5, max_samples=5, budget_s=60, max_warm_up=1)
     device = ToldDevice(iter([9 * US, *times_s]))  # the first is warm-up
@@ -73,7 +76,9 @@ def outcome(
     proven = Measurement(kv_bytes=4000, max_error=0.0)
     ref = BackendRef("made-up", "1", "aten::none")
     predicted = Prediction(4000, 4000, 300)
-    timed = Timed([lambda: None], OPERATIONS, tokens_per_step=tokens)
+    timed = Timed(
+        [lambda: None], operations or OPERATIONS, tokens_per_step=tokens, integers=integers
+    )
     return timed_outcome(timed, context, predicted, proven, ref)
 
 
@@ -95,6 +100,15 @@ def test_ratios_are_against_the_read_probe_and_the_median() -> None:
     assert found.probe.read_samples_bytes_per_s == (2e9, 1e9, 2e9, 2.1e9, 2e9)
     assert found.measured.time_s is not None
     assert found.measured.time_s.samples == tuple(SAMPLES)
+
+
+def test_a_cache_of_integers_is_bound_by_their_rate() -> None:
+    heavy = (Operation("attention", 4000, 3200),)  # 2 µs of memory; 3.2 µs of FLOPs, 0.8 of dots
+    plain, of_integers = (outcome(SAMPLES, operations=heavy, integers=x) for x in (False, True))
+    assert plain.predicted.floor_s == pytest.approx(3.2 * US)
+    assert plain.predicted.bound == "compute"
+    assert of_integers.predicted.floor_s == pytest.approx(2 * US)
+    assert of_integers.predicted.bound == "memory"
 
 
 def test_tokens_a_second_are_those_of_the_median_step() -> None:

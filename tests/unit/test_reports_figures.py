@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from kvgauge.schema import Run
-from kvgauge_reports.figures import decode, engine, growth
+from kvgauge_reports.figures import decode, engine, growth, roofline
 from kvgauge_reports.frame import model_names, records_frame
 from kvgauge_reports.sections import figures
 from runs_for_tests import empty_run, hostile_run, make_run, troubled_run
@@ -97,7 +97,7 @@ def test_svg_is_whole_deterministic_and_loads_nothing() -> None:
     run = hostile_run()
     first, second = figures(run), figures(run)
     assert [f.wide for f in first] == [f.wide for f in second]
-    assert {f.key for f in first} == {"growth", "decode", "engine"}
+    assert {f.key for f in first} == {"growth", "decode", "roofline", "engine"}
     for figure in first:
         assert figure.alt
         assert figure.caption
@@ -133,3 +133,40 @@ def test_names_that_look_alike_stay_apart() -> None:
         replace(r, model=replace(r.model, name="N" * 99 + r.model.name)) for r in run.records
     )
     assert len(set(model_names(Run(run.manifest, records)).values())) == 3
+
+
+def test_the_roofline_is_of_the_deepest_counted_attention() -> None:
+    run = troubled_run()
+    frame = records_frame(run)
+    drawn = {
+        (s.group, s.variant, x, y)
+        for s in roofline.points(frame)
+        for x, y in zip(s.x, s.y, strict=True)
+    }
+    counted = set(frame[frame["counted"].astype(bool)]["cell_id"])
+    timed = [r for r in run.latest() if r.cell_id in counted and r.scope == "attention" and r.probe]
+    deepest: dict[tuple[str, str, str], int] = {}
+    for r in timed:
+        key = (r.model.name, r.cache.format, r.backend.name if r.backend else "")
+        deepest[key] = max(deepest.get(key, 0), r.trace.depth_tokens)
+    expected = {
+        (
+            r.backend.name,
+            r.cache.format,
+            r.predicted.flops / r.predicted.moved_bytes,
+            r.predicted.flops / r.measured.time_s.median,
+        )
+        for r in timed
+        if r.backend and r.measured and r.measured.time_s
+        and r.predicted.flops and r.predicted.moved_bytes
+        and deepest[r.model.name, r.cache.format, r.backend.name] == r.trace.depth_tokens
+    }  # fmt: skip
+    assert expected
+    assert drawn == expected
+    above = roofline.roof(frame)
+    assert above is not None
+    reads = sorted(r.probe.read_bytes_per_s for r in timed if r.probe)
+    assert reads[0] <= above.read_bytes_per_s <= reads[-1]
+    assert above.at(0.001, above.flops_per_s) == pytest.approx(0.001 * above.read_bytes_per_s)
+    assert above.at(1e9, above.flops_per_s) == above.flops_per_s
+    assert roofline.figures(records_frame(empty_run())) == []

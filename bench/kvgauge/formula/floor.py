@@ -22,6 +22,7 @@ class Rates:
 
     From the probe of a CPU `flops_per_s` is that of fp32 multiply-adds on all cores with their operands in
     registers, two operations each; of a matrix product where the native loops are not built and on a GPU.
+    For a cache of integers it is that of 8-bit dot products where those are faster.
     """
 
     read_bytes_per_s: float

@@ -36,6 +36,8 @@ class Timed:
     cache_state: CacheState = "cold"
     tokens_per_step: int | None = None
     prove_again: Callable[[float], Fault | None] = lambda _step_s: None
+    integers: bool = False
+    """The cache holds integers, which dot products of integers may compute on."""
 
 
 def timed_outcome(
@@ -68,7 +70,8 @@ def timed_outcome(
     with context.phases("probe"):
         probe = _probe(context.probe, samples.read_bytes_per_s, distances_ns)
     timing = samples.timing()
-    rates = Rates(probe.read_bytes_per_s, probe.flops_per_s, "probe")
+    dots_per_s = probe.integer_ops_per_s if timed.integers else None
+    rates = Rates(probe.read_bytes_per_s, max(probe.flops_per_s, dots_per_s or 0.0), "probe")
     moved_bytes, least_s = total_bytes(operations), floor_s(operations, rates)
     flags = trust_flags(
         samples.times_s, samples.read_bytes_per_s, conditions, probe.ping_pong_ns or ()

@@ -94,7 +94,7 @@ def _figure(page: list[Panel], n: int, of: int, hidden: int) -> Figure:
 
 def _draw(ax: Axes, panel: Panel) -> None:
     for series in panel.times:
-        color, marker = _look(series)
+        color, marker = look(series)
         y, low, high = (
             tuple(v * _MS for v in part) for part in (series.y, series.low, series.high)
         )
@@ -165,7 +165,8 @@ def _formats(measured: list[str]) -> list[str]:
     return [*plain[:1], QUANTIZED]
 
 
-def _look(series: Series) -> tuple[str, str]:
+def look(series: Series) -> tuple[str, str]:
+    """Color and marker of a backend and format, in every figure."""
     if series.variant == QUANTIZED:
         return _QUANTIZED_LOOK[0], _MARKER.get(series.group, _QUANTIZED_LOOK[1])
     if series.group in _COLOR:
