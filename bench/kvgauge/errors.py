@@ -25,7 +25,7 @@ class UnsupportedLayout(UserError):
     """A model whose cache layout is not known: refused by the field that says so, never guessed."""
 
     def __init__(self, field: str, value: object, hint: str = "") -> None:
-        text = f"unsupported layout: {field}={short(value)}"
+        text = f"unsupported layout: {short(field, 120)}={short(value)}"
         super().__init__(f"{text} ({hint})" if hint else text)
         self.field = field
         self.value = value

@@ -154,3 +154,11 @@ def test_mutated_gguf(edits: list[tuple[int, int]], cut: int) -> None:
         data[at] = byte
     check(read_gguf, bytes(data), "model.gguf")
     check(read_gguf, bytes(data[:cut]), "model.gguf")
+
+
+def test_a_control_character_anywhere_is_no_second_line() -> None:
+    for at in range(len(GOOD)):
+        for byte in (10, 27):
+            data = bytearray(GOOD)
+            data[at] = byte
+            check(read_gguf, bytes(data), "model.gguf")
