@@ -37,11 +37,11 @@ library() { gcc -print-file-name="$1"; }
 # The interpreter and torch leak by design and reach memory in ways of their own: only errors count.
 export ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 echo "sanitize: address, undefined"
-run address,undefined "$(library libasan.so):$(library libubsan.so):$(library libstdc++.so.6)" \
-    -k "not wider_level" "$@" # what a sanitizer adds to a loop says nothing of its rate
+run address,undefined "$(library libasan.so):$(library libubsan.so):$(library libstdc++.so.6)" "$@"
 
-# OpenMP's runtime is not instrumented, so its hand-overs look like races: what runs on it is left out.
+# OpenMP's runtime is not instrumented, so its hand-overs look like races: here our own threads run.
 export TSAN_OPTIONS="halt_on_error=1:suppressions=$PWD/tests/campaigns/sanitize_thread.txt"
 echo "sanitize: thread"
-run thread "$(library libtsan.so):$(library libstdc++.so.6)" -k "not openmp and not wider_level" "$@"
+export KVGAUGE_OWN_THREADS=1
+run thread "$(library libtsan.so):$(library libstdc++.so.6)" -k "not openmp and not torchs" "$@"
 echo "sanitize: nothing found"

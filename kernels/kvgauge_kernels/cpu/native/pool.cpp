@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include <condition_variable>
+#include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
@@ -112,7 +113,7 @@ Function find(const char* name) {
 std::mutex threads_mutex;
 std::unique_ptr<Pool> pool;
 int wanted_threads = 0;  // 0: the default
-bool forced_own = false;
+bool forced_own = std::getenv("KVGAUGE_OWN_THREADS") != nullptr;
 #if defined(__linux__)
 pid_t owner = 0;  // a forked child has the pool but not its threads
 #endif

@@ -2,7 +2,7 @@
 //
 // They are torch's own (GNU OpenMP's) where the process has those: an OpenMP thread that has nothing to do
 // goes on looking for work for milliseconds, and a second set of threads would wait for its cores. Elsewhere
-// they are a pool of ours.
+// they are a pool of ours, and also where the variable KVGAUGE_OWN_THREADS is set when this is loaded.
 #pragma once
 
 #include <atomic>
