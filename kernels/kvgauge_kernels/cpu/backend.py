@@ -23,7 +23,9 @@ class CpuBackend:
 
     fp32, fp16 and bf16 caches are computed in fp32. Against an int8 cache the query and the
     attention weights are quantized too: to 16 bits in `cpu` (about 4e-5 of error), to 8 bits in
-    `cpu-q8` (about 1e-2), which is faster. Where there are no integer kernels `cpu` computes in fp32.
+    `cpu-q8` (about 1e-2), which is faster. Those errors are for queries of like-sized numbers: one
+    step serves a whole head, so a number that stands out costs the others their precision. Where
+    there are no integer kernels `cpu` computes in fp32.
     Memory past a sequence's length, and pages that no sequence uses, may hold anything.
 
     Prefill is torch's: it runs through sdpa-flash, or sdpa-math where the K and V dims differ, over a copy
