@@ -148,7 +148,7 @@ class KVView:
                 f"q {list(q.shape)} must be [{self.batch}, q_heads, {self.k_dim}], with q_tokens "
                 "before the last dimension in a prefill"
             )
-        if q.shape[1] % self.kv_heads:
+        if not self.kv_heads or q.shape[1] % self.kv_heads:
             raise ValueError(f"{q.shape[1]} query heads over {self.kv_heads} K/V heads")
         shortest = min(self.lengths or (self.tokens,))
         if q.dim() == 4 and q.shape[2] > shortest:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -236,3 +240,87 @@ def test_a_paged_view_is_checked() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             KVView(view.k, view.v, "fp16", **{**good, **wrong})  # type: ignore[arg-type]
+
+
+@built
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"q": torch.ones(1, 6, 64)}, "is not of a cache"),  # 6 query heads over 4
+        ({"q": torch.ones(1, 4, 80)}, "is not of a cache"),
+        ({"q": torch.ones(1, 4, 1, 64)}, "do not fit"),
+        ({"q": torch.ones(2, 4, 64)}, "2 queries for 1 sequences"),
+        ({"q": torch.ones(1, 4, 64).double()}, "no kernel for q torch.float64"),
+        ({"k": torch.ones(1, 4, 9, 64).half()}, "no kernel for"),
+        ({"v": torch.ones(1, 4, 8, 64)}, "do not fit"),
+        ({"v": torch.ones(1, 4, 9, 128)[..., ::2]}, "next to each other"),
+        ({"block_table": torch.zeros(1, 1)}, "int32"),
+        ({"lengths": [10]}, "at most 9"),
+    ],
+)
+def test_the_operator_itself_reads_nothing_that_is_not_there(
+    change: dict[str, Any], says: str
+) -> None:
+    cache = torch.ones(1, 4, 9, 64)
+    given: dict[str, Any] = {
+        "q": torch.ones(1, 4, 64), "k": cache, "v": cache, "k_scale": None, "v_scale": None,
+        "block_table": None, "lengths": None, "int_bits": 16,
+    }  # fmt: skip
+    assert torch.equal(torch.ops.kvgauge.cpu_decode(**given), torch.ones(1, 4, 64))
+    with pytest.raises(ValueError, match=says):
+        torch.ops.kvgauge.cpu_decode(**{**given, **change})
+
+
+@built
+def test_no_sequences_and_no_heads() -> None:
+    nothing = torch.ones(0, 2, 5, 64)
+    view = KVView(nothing, nothing, "fp32", lengths=())
+    assert BACKENDS["cpu"].decode(torch.ones(0, 4, 64), view).shape == (0, 4, 64)
+    headless = torch.ones(1, 0, 5, 64)
+    with pytest.raises(ValueError, match="over 0 K/V heads"):
+        BACKENDS["cpu"].decode(torch.ones(1, 4, 64), KVView(headless, headless, "fp32"))
+
+
+ELSEWHERE = """
+import os, sys, threading, torch
+from kernels_for_tests import make_query, make_view
+from kvgauge_kernels import BACKENDS
+from kvgauge_kernels.cpu.native_module import native
+view = make_view("fp32", tokens=3000)
+q = make_query(view, 4, torch.float32)
+expected = BACKENDS["reference"].decode(q, view)
+def right():
+    return bool(torch.allclose(BACKENDS["cpu"].decode(q, view), expected, atol=1e-4))
+assert right()
+"""
+
+
+@built
+@pytest.mark.parametrize(
+    ("code", "variables"),
+    [
+        ("", {"OMP_PROC_BIND": "true"}),
+        ("", {"KVGAUGE_OWN_THREADS": "1"}),
+        # Torch's own threads hang in a forked child; ours are made there anew.
+        (
+            "child = os.fork()\nif child == 0: os._exit(0 if right() else 7)\n"
+            "assert os.waitpid(child, 0)[1] == 0",
+            {},
+        ),
+        (
+            "torch.set_num_threads(1)\nseen = []\n"
+            "def look(): right(); seen.append(native().thread_count())\n"
+            "t = threading.Thread(target=look); t.start(); t.join(); assert seen == [1], seen",
+            {},
+        ),
+    ],
+)
+def test_bound_forked_and_other_threads(code: str, variables: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE + code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "2", **variables},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]

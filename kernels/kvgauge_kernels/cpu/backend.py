@@ -131,6 +131,8 @@ def _cpu_decode(
     module = native()
     if module is None:
         raise ImportError(NOT_BUILT)
+    _check(q, k, v, k_scale, v_scale, block_table)
+    torch.get_num_threads()  # gives OpenMP torch's count on this Python thread
     batch, q_heads, k_dim = q.shape
     kv_heads, v_dim = k.shape[1], v.shape[3]
     pages = (0, 0, 0, 0, 0)
@@ -144,7 +146,7 @@ def _cpu_decode(
         room *= block_table.shape[1]
     if lengths is None:
         lengths = [room] * batch
-    elif max(lengths) > room:
+    elif max(lengths, default=0) > room:
         raise ValueError(f"lengths must be at most {room}: {lengths}")
     out = torch.empty(batch, q_heads, v_dim, dtype=q.dtype)
     module.decode(
@@ -161,6 +163,36 @@ def _cpu_decode(
         lengths,
     )
     return out
+
+
+def _check(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_scale: torch.Tensor | None,
+    v_scale: torch.Tensor | None,
+    block_table: torch.Tensor | None,
+) -> None:
+    """What KVView and the backend have checked, for those who call the operator itself."""
+    if q.dim() != 3 or k.dim() != 4 or v.dim() != 4 or k.shape[:3] != v.shape[:3]:
+        raise ValueError(f"q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)} do not fit")
+    if q.shape[2] != k.shape[3] or not k.shape[1] or q.shape[1] % k.shape[1]:
+        raise ValueError(f"q {list(q.shape)} is not of a cache with k {list(k.shape)}")
+    if k.dtype != v.dtype or k.dtype not in _FORMAT or q.dtype not in _FORMAT:
+        raise ValueError(f"no kernel for q {q.dtype}, k {k.dtype}, v {v.dtype}")
+    if any(x.stride(-1) != 1 for x in (q, k, v)):
+        raise ValueError("the elements of a row must lie next to each other")
+    for scale in (k_scale, v_scale):
+        if scale is not None and (scale.shape != k.shape[:3] or scale.dtype != torch.float16):
+            raise ValueError("scales must be float16, one a row")
+    if block_table is None:
+        sequences = k.shape[0]
+    elif block_table.dim() != 2 or block_table.dtype != torch.int32:
+        raise ValueError("a block table must be int32 [batch, pages]")
+    else:
+        sequences = block_table.shape[0]
+    if q.shape[0] != sequences:
+        raise ValueError(f"{q.shape[0]} queries for {sequences} sequences")
 
 
 def _address(tensor: torch.Tensor | None) -> tuple[int, int, int, int]:

@@ -60,6 +60,7 @@ def _built() -> Any:
     module = native()
     if module is None:
         raise RuntimeError(NOT_BUILT)
+    torch.get_num_threads()  # gives OpenMP torch's count on this Python thread
     return module
 
 

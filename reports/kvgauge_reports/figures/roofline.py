@@ -140,10 +140,11 @@ def _draw(ax: Axes, drawn: list[Series], above: Roof) -> None:
 def _alt(drawn: list[Series], above: Roof) -> str:
     best: dict[str, float] = {}
     for series in drawn:
-        for x, y in zip(series.x, series.y, strict=True):
-            best[series.label] = max(
-                best.get(series.label, 0.0), y / above.at(x, above.flops_per_s)
-            )
+        ceiling = above.flops_per_s
+        if series.variant.startswith("int"):
+            ceiling = max(ceiling, above.integer_ops_per_s or 0.0)
+        shares = [y / above.at(x, ceiling) for x, y in zip(series.x, series.y, strict=True)]
+        best[series.label] = max(shares)
     said = ", ".join(f"{label} {share:.0%}" for label, share in best.items())
     return (
         f"Share of the roof that the best point of {plural(len(best), 'backend')} reached: {said}."

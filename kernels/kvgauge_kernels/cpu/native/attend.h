@@ -8,11 +8,30 @@
 namespace kvgauge {
 
 // The softmax over a part of a sequence, not yet divided by its sum: per query head the largest score and
-// the sum of weights relative to it (in powers of two), and the weighted sum of V's rows.
+// the sum of weights relative to it (in powers of two), and behind those the weighted sum of V's rows,
+// padded_dim(v_dim) floats a query head, in whole tiles of heads.
 struct alignas(64) Part {
   float largest[kMaxGroup];
   float sum[kMaxGroup];
-  float rows[kMaxGroup * kMaxHeadDim];  // padded_dim(v_dim) floats a query head
+
+  float* rows() { return reinterpret_cast<float*>(this + 1); }
+  const float* rows() const { return reinterpret_cast<const float*>(this + 1); }
+};
+
+// Query heads are computed in tiles of so many.
+constexpr int kTile = 4;
+constexpr int tiled(int group) { return (group + kTile - 1) / kTile * kTile; }
+
+// Parts as they lie one after another.
+struct Parts {
+  char* first;
+  int64_t bytes;  // of one
+
+  static int64_t bytes_of(const Problem& p) {
+    return static_cast<int64_t>(sizeof(Part) + sizeof(float) * padded_dim(p.v_dim) * tiled(p.group));
+  }
+  Part& operator[](int64_t i) const { return *reinterpret_cast<Part*>(first + i * bytes); }
+  Parts from(int64_t i) const { return {first + i * bytes, bytes}; }
 };
 
 // K/V heads of one sequence, and tokens [first, last).
@@ -24,9 +43,9 @@ constexpr int kMaxTaskHeads = 8;
 
 struct Kernels {
   // One part a head, up to kMaxTaskHeads; that of head i is at parts[i * apart].
-  void (*attend)(const Problem&, const Task&, Part* parts, int64_t apart);
+  void (*attend)(const Problem&, const Task&, Parts parts, int64_t apart);
   // Write the result of `count` parts, which together are the sequence, to the problem's output.
-  void (*finish)(const Problem&, int64_t sequence, int64_t head, const Part* parts, int64_t count);
+  void (*finish)(const Problem&, int64_t sequence, int64_t head, Parts parts, int64_t count);
 };
 
 Kernels kernels_portable(const Problem&);

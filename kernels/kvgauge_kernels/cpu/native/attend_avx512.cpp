@@ -115,7 +115,7 @@ struct Bytewise {
       // NaN or infinity in a query makes all its scores NaN.
       q_step[g] = largest / kSteps + finite;
       const __m512 by = _mm512_set1_ps(largest > 1e-30f ? kSteps / largest : 0.0f);
-      for (int d = 0; d < dims && g < (p.group + 3) / 4 * 4; d += 16) {
+      for (int d = 0; d < dims && g < tiled(p.group); d += 16) {
         const __m512i x = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(row + d), by));
         const __m512i shifted = _mm512_add_epi32(x, _mm512_set1_epi32(Bytes == 2 ? 32768 : 128));
         store_bytes(q[0][g] + d, _mm512_srli_epi32(shifted, 8 * (Bytes - 1)));

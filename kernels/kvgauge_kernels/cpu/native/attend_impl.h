@@ -10,128 +10,15 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <initializer_list>
 #include <type_traits>
 
 #include "attend.h"
-
-#define KVGAUGE_INLINE inline __attribute__((always_inline))
+#include "block.h"
 
 namespace kvgauge {
 namespace {
 
-constexpr int kBlock = kMaxBlock;
 constexpr float kInfinity = __builtin_huge_valf();
-
-constexpr int bytes_of(Format format) {
-  return format == Format::fp32 ? 4 : format == Format::int8 ? 1 : 2;
-}
-
-// Rows past the last token are read as this one: what memory holds there may be NaN, or not be ours.
-alignas(64) constexpr char kZeros[kMaxHeadDim * 4] = {};
-
-// The rows of one block of one head, and their scales where there are any.
-struct Block {
-  const char* k[kBlock];
-  const char* v[kBlock];
-  alignas(64) uint16_t k_scale[kBlock];
-  alignas(64) uint16_t v_scale[kBlock];
-  int64_t head, token;
-  int tokens;
-  // Tokens that lie one stride apart: where their scales begin.
-  struct Stretch {
-    const char *k_scale, *v_scale;
-    int tokens;
-  } stretches[kBlock];
-  int stretch_count;
-
-  // The block of `of_head` from `first` on, up to `last`; with no tokens where that is at the end.
-  void find(const Problem& p, int64_t sequence, int64_t of_head, int64_t first, int64_t last) {
-    head = of_head / p.groups;
-    token = first;
-    tokens = static_cast<int>(last - token < p.block_tokens ? last - token : p.block_tokens);
-    stretch_count = 0;
-    int done = 0;
-    while (done < tokens) {
-      const Run run = run_at(p, sequence, token + done, tokens - done);
-      const char* k_row = row_at(p.k, head, run);
-      const char* v_row = row_at(p.v, head, run);
-      for (int i = 0; i < run.tokens; ++i) {
-        k[done + i] = k_row + i * p.k.token;
-        v[done + i] = v_row + i * p.v.token;
-      }
-      stretches[stretch_count++] = {row_at(p.k_scale, head, run), row_at(p.v_scale, head, run),
-                                    static_cast<int>(run.tokens)};
-      done += static_cast<int>(run.tokens);
-    }
-    for (; done < kBlock; ++done) k[done] = v[done] = kZeros;
-  }
-
-  // The same tokens of another head.
-  void shift(const Problem& p, const Block& other, int64_t of_head) {
-    head = of_head / p.groups;
-    token = other.token;
-    tokens = other.tokens;
-    stretch_count = other.stretch_count;
-    const int64_t heads = head - other.head;
-    for (int i = 0; i < kBlock; ++i) {
-      k[i] = other.k[i] + heads * p.k.head;
-      v[i] = other.v[i] + heads * p.v.head;
-    }
-    for (int i = tokens; i < kBlock; ++i) k[i] = v[i] = kZeros;
-    for (int i = 0; i < stretch_count; ++i)
-      stretches[i] = {other.stretches[i].k_scale + heads * p.k_scale.head,
-                      other.stretches[i].v_scale + heads * p.v_scale.head, other.stretches[i].tokens};
-  }
-
-  // Ask for the start of each stretch: the look-up of its page of memory then keeps the rest waiting no more.
-  void announce(const Problem& p) const {
-    for (int i = 0, t = 0; i < stretch_count; t += stretches[i++].tokens) {
-      if (p.page_size) {
-        __builtin_prefetch(k[t]);
-        __builtin_prefetch(v[t]);
-      }
-      if (p.format == Format::int8) {
-        prefetch_scales(stretches[i].k_scale, p.k_scale.token * (stretches[i].tokens - 1));
-        prefetch_scales(stretches[i].v_scale, p.v_scale.token * (stretches[i].tokens - 1));
-      }
-    }
-  }
-
-  void read_scales(const Problem& p) {
-    int done = 0;
-    for (int i = 0; i < stretch_count; ++i) {
-      copy_scales(k_scale + done, stretches[i].k_scale, p.k_scale.token, stretches[i].tokens);
-      copy_scales(v_scale + done, stretches[i].v_scale, p.v_scale.token, stretches[i].tokens);
-      done += stretches[i].tokens;
-    }
-    for (; done < kBlock; ++done) k_scale[done] = v_scale[done] = 0;
-  }
-
- private:
-  static KVGAUGE_INLINE void prefetch_scales(const char* first, int64_t to_last) {
-    __builtin_prefetch(first);
-    if (to_last >= 64) {
-      __builtin_prefetch(first + to_last / 2);
-      __builtin_prefetch(first + to_last);
-    }
-  }
-
-  static void copy_scales(uint16_t* to, const char* from, int64_t stride, int64_t count) {
-    if (stride == 2 && count == 16) {  // the page size that is usual
-      std::memcpy(to, from, 2 * 16);
-    } else if (stride == 2) {
-      std::memcpy(to, from, 2 * static_cast<size_t>(count));
-    } else {
-      for (int64_t i = 0; i < count; ++i) std::memcpy(to + i, from + i * stride, 2);
-    }
-  }
-};
-
-KVGAUGE_INLINE void prefetch_row(const char* row, int bytes) {
-#pragma GCC unroll 8
-  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(row + i);
-}
 
 // Plain arithmetic in fp32, for every format; int8 is converted like the others and its scales are applied to
 // the scores and the weights. Head dims that are known when this is compiled (0: not) are faster.
@@ -300,9 +187,9 @@ KVGAUGE_INLINE void for_tiles(int group, Do each) {
 }
 
 template <class Isa, class Arithmetic>
-void attend(const Problem& p, const Task& task, Part* parts, int64_t apart) {
+void attend(const Problem& p, const Task& task, Parts parts, int64_t apart) {
   const int k_dim = Arithmetic::k_dim(p), v_dim = Arithmetic::v_dim(p), stride = padded_dim(v_dim);
-  const int tiled = (p.group + 3) / 4 * 4;
+  const int heads_in_tiles = tiled(p.group);
   // Scores in powers of two: exp2 needs no more multiplication.
   const float by = 1.4426950408889634f / std::sqrt(static_cast<float>(k_dim));
   Arithmetic arithmetic[kMaxTaskHeads];
@@ -317,7 +204,7 @@ void attend(const Problem& p, const Task& task, Part* parts, int64_t apart) {
       part.largest[g] = -kInfinity;
       part.sum[g] = 0.0f;
     }
-    std::memset(part.rows, 0, sizeof(float) * stride * tiled);
+    std::memset(part.rows(), 0, sizeof(float) * stride * heads_in_tiles);
   }
 
   alignas(64) float scores[kMaxGroup * kBlock];
@@ -350,11 +237,11 @@ void attend(const Problem& p, const Task& task, Part* parts, int64_t apart) {
         arithmetic[i].template scores<heads()>(p, g, block, padded, scores + g * kBlock);
       });
       for (int g = 0; g < p.group; ++g)
-        weigh<Isa>(scores + g * kBlock, block.tokens, padded, part.largest[g], part.sum[g], part.rows + g * stride, v_dim);
-      for (int g = p.group; g < tiled; ++g)
+        weigh<Isa>(scores + g * kBlock, block.tokens, padded, part.largest[g], part.sum[g], part.rows() + g * stride, v_dim);
+      for (int g = p.group; g < heads_in_tiles; ++g)
         std::memset(scores + g * kBlock, 0, sizeof(float) * kBlock);
       for_tiles(p.group, [&](auto heads, int g) {
-        arithmetic[i].template add_rows<heads()>(p, scores + g * kBlock, block, next, g == 0, padded, part.rows + g * stride);
+        arithmetic[i].template add_rows<heads()>(p, scores + g * kBlock, block, next, g == 0, padded, part.rows() + g * stride);
       });
     }
 }
@@ -376,7 +263,7 @@ void write_row(Format dtype, const float* row, int count, char* out) {
 }
 
 template <class Isa>
-void finish(const Problem& p, int64_t sequence, int64_t head, const Part* parts, int64_t count) {
+void finish(const Problem& p, int64_t sequence, int64_t head, Parts parts, int64_t count) {
   using V = typename Isa::V;
   const int dims = p.v_dim, stride = padded_dim(dims);
   const int64_t row_bytes = static_cast<int64_t>(dims) * bytes_of(p.q_dtype);
@@ -392,7 +279,7 @@ void finish(const Problem& p, int64_t sequence, int64_t head, const Part* parts,
       const float share = own == largest ? 1.0f : std::exp2(own - largest);
       sum += share * parts[i].sum[g];
       for (int d = 0; d < dims; d += Isa::kLanes)
-        Isa::store(row + d, Isa::fma(Isa::set(share), Isa::load(parts[i].rows + g * stride + d), Isa::load(row + d)));
+        Isa::store(row + d, Isa::fma(Isa::set(share), Isa::load(parts[i].rows() + g * stride + d), Isa::load(row + d)));
     }
     const V by = Isa::set(1.0f / sum);
     for (int d = 0; d < dims; d += Isa::kLanes) Isa::store(row + d, Isa::mul(by, Isa::load(row + d)));

@@ -1,5 +1,6 @@
 // The level of any CPU: vectors of four floats in the compiler's own terms.
 #include <cstdint>
+#include <initializer_list>
 #include <type_traits>
 
 #include "attend_impl.h"

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <tuple>
 #include <vector>
@@ -21,6 +22,8 @@ constexpr int64_t kLeastPiece = 256;
 // Pieces to a thread: with few, one that is late is waited for; with many, streams are short.
 constexpr int64_t kPiecesPerThread = 6;
 
+// Bytes of results that are worth keeping from step to step.
+constexpr int64_t kKept = 1 << 20;
 // Tokens that are taken at a time. Few stay in the first-level cache until they are used; more reach over more
 // pages, which the core then waits for together.
 constexpr int kBlock = 48;
@@ -53,9 +56,7 @@ struct Plan {
   std::vector<Piece> pieces;
   std::vector<int> left;  // how many of the pieces that belong together are not done yet
   int64_t parts = 0;
-  // Not a vector: a Part is written before it is read, and there are megabytes of them.
-  std::unique_ptr<Part[]> results;
-  int64_t room = 0;
+  Parts results{nullptr, 0};
 
   void make(const Problem& p, const std::vector<int64_t>& lengths, int threads) {
     pieces.clear();
@@ -73,13 +74,24 @@ struct Plan {
       for (int64_t h = 0; h < p.heads; h += together)
         add({b, h, std::min(together, p.heads - h), 0, lengths[b]}, size);
     }
-    if (parts > room) {
-      results.reset(new Part[parts]);
-      room = parts;
+    results.bytes = Parts::bytes_of(p);
+    const int64_t needed = parts * results.bytes;
+    // What a far larger step took is given back.
+    if (needed > room || room > 16 * std::max(needed, kKept)) {
+      memory.reset(static_cast<char*>(::operator new(static_cast<size_t>(needed), std::align_val_t{alignof(Part)})));
+      room = needed;
     }
+    results.first = memory.get();
   }
 
  private:
+  struct Free {
+    void operator()(char* at) const { ::operator delete(at, std::align_val_t{alignof(Part)}); }
+  };
+  // Not a vector: a Part is written before it is read, and there may be megabytes of them.
+  std::unique_ptr<char, Free> memory;
+  int64_t room = 0;  // bytes
+
   void add(const Task& whole, int64_t size) {
     const int64_t count = (whole.last + size - 1) / size;
     for (int64_t i = 0; i < count; ++i) {
@@ -100,12 +112,12 @@ void run(const Problem& p, const std::vector<int64_t>& lengths) {
   const Kernels kernels = kernels_of(p);
   run_tasks(static_cast<int64_t>(mine.pieces.size()), [&](int64_t i) {
     const Piece& piece = mine.pieces[i];
-    Part* parts = mine.results.get() + piece.first_part;
-    kernels.attend(p, piece.task, parts + piece.index, piece.count);
+    const Parts parts = mine.results.from(piece.first_part);
+    kernels.attend(p, piece.task, parts.from(piece.index), piece.count);
     // Whoever is last has all parts before it.
     if (__atomic_sub_fetch(&mine.left[piece.counter], 1, __ATOMIC_ACQ_REL) == 0)
       for (int64_t h = 0; h < piece.task.heads; ++h)
-        kernels.finish(p, piece.task.sequence, piece.task.head + h, parts + h * piece.count, piece.count);
+        kernels.finish(p, piece.task.sequence, piece.task.head + h, parts.from(h * piece.count), piece.count);
   });
 }
 

@@ -2,10 +2,12 @@
 
 #include <dlfcn.h>
 
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <stdexcept>
 #include <thread>
 #include <vector>
@@ -33,10 +35,9 @@ inline void pause_cpu() {
 
 class Pool {
  public:
-  explicit Pool(int threads) : first_core_(allowed_cores().front()) {
-    const std::vector<int> cores = allowed_cores();
+  Pool(int threads, const std::vector<int>& cores) : cores_(cores) {
     for (int i = 1; i < threads; ++i)
-      workers_.emplace_back([this, core = cores[i % cores.size()]] { work(core); });
+      workers_.emplace_back([this, core = cores[static_cast<size_t>(i) % cores.size()]] { work(core); });
   }
 
   ~Pool() {
@@ -49,10 +50,12 @@ class Pool {
     for (std::thread& worker : workers_) worker.join();
   }
 
-  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+  bool has(int threads, const std::vector<int>& cores) const {
+    return static_cast<int>(workers_.size()) + 1 == threads && cores_ == cores;
+  }
 
   void run(int64_t count, const std::function<void(int64_t)>& task) {
-    const Pinned pinned(first_core_);
+    const Pinned pinned(cores_.front());
     task_ = &task;
     count_ = count;
     next_.store(0, std::memory_order_relaxed);
@@ -97,7 +100,7 @@ class Pool {
   const std::function<void(int64_t)>* task_ = nullptr;
   int64_t count_ = 0;
   bool stop_ = false;
-  int first_core_;
+  const std::vector<int> cores_;
 };
 
 using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
@@ -115,12 +118,23 @@ std::unique_ptr<Pool> pool;
 int wanted_threads = 0;  // 0: the default
 bool forced_own = std::getenv("KVGAUGE_OWN_THREADS") != nullptr;
 #if defined(__linux__)
-pid_t owner = 0;  // a forked child has the pool but not its threads
+const pid_t loaded_by = getpid();
+pid_t owner = 0;  // a forked child has the pool but not its threads, and OpenMP hangs there
+bool forked() { return getpid() != loaded_by; }
+#else
+bool forked() { return false; }
 #endif
 
 bool openmp() {
-  return !forced_own && find<Parallel>("GOMP_parallel") && find<Count>("omp_get_max_threads") &&
+  return !forced_own && !forked() && find<Parallel>("GOMP_parallel") && find<Count>("omp_get_max_threads") &&
          find<Count>("omp_get_thread_num");
+}
+
+// Whether OpenMP was told (OMP_PROC_BIND) to keep each thread on a place of its own: then it has done so, and
+// the calling thread's cores are not the process's.
+bool bound_by_openmp() {
+  const Count bind = find<Count>("omp_get_proc_bind");
+  return openmp() && bind && bind() != 0;
 }
 
 int count_threads() {
@@ -134,21 +148,23 @@ Pool& own_pool() {
   if (pool && owner != getpid()) pool.release();
   owner = getpid();
 #endif
-  if (!pool || count_threads() != pool->threads()) pool = std::make_unique<Pool>(count_threads());
+  const std::vector<int> cores = allowed_cores();
+  if (!pool || !pool->has(count_threads(), cores)) pool = std::make_unique<Pool>(count_threads(), cores);
   return *pool;
 }
 
 struct Team {
   const int64_t count;
   const std::function<void(int64_t)>& task;
-  const std::vector<int> cores;
+  const std::vector<int> cores;  // empty: each thread stays where it is
   const Count number;
   std::atomic<int64_t> next{0};
 };
 
 void join_team(void* shared) {
   Team& team = *static_cast<Team*>(shared);
-  const Pinned pinned(team.cores[static_cast<size_t>(team.number()) % team.cores.size()]);
+  std::optional<Pinned> pinned;
+  if (!team.cores.empty()) pinned.emplace(team.cores[static_cast<size_t>(team.number()) % team.cores.size()]);
   for (int64_t i = team.next.fetch_add(1); i < team.count; i = team.next.fetch_add(1)) team.task(i);
 }
 
@@ -160,7 +176,7 @@ void run_tasks(int64_t count, const std::function<void(int64_t)>& task) {
   if (count <= 1 || threads == 1) {
     for (int64_t i = 0; i < count; ++i) task(i);
   } else if (openmp()) {
-    Team team{count, task, allowed_cores(), find<Count>("omp_get_thread_num")};
+    Team team{count, task, bound_by_openmp() ? std::vector<int>() : allowed_cores(), find<Count>("omp_get_thread_num")};
     find<Parallel>("GOMP_parallel")(join_team, &team, static_cast<unsigned>(threads), 0);
   } else {
     own_pool().run(count, task);
@@ -188,14 +204,17 @@ void force_own_threads(bool own) {
   forced_own = own;
 }
 
-Meeting::Meeting(int count)
-    : count_(count), patience_(std::chrono::steady_clock::now() + kPatience) {}
+bool threads_stay() {
+  std::lock_guard<std::mutex> held(threads_mutex);
+  return bound_by_openmp();
+}
 
 bool Meeting::wait() {
+  const auto patience = std::chrono::steady_clock::now() + kPatience;
   here_.fetch_add(1, std::memory_order_acq_rel);
   for (int spin = 1; here_.load(std::memory_order_acquire) < count_; ++spin)
     if (spin % 256 == 0) {
-      if (std::chrono::steady_clock::now() > patience_) return false;
+      if (std::chrono::steady_clock::now() > patience) return false;
       std::this_thread::yield();
     }
   return true;

@@ -2,11 +2,10 @@
 //
 // They are torch's own (GNU OpenMP's) where the process has those: an OpenMP thread that has nothing to do
 // goes on looking for work for milliseconds, and a second set of threads would wait for its cores. Elsewhere
-// they are a pool of ours, and also where the variable KVGAUGE_OWN_THREADS is set when this is loaded.
+// they are a pool of ours, also in a forked child and where the variable KVGAUGE_OWN_THREADS is set when this is loaded.
 #pragma once
 
 #include <atomic>
-#include <chrono>
 #include <cstdint>
 #include <functional>
 
@@ -16,7 +15,8 @@ namespace kvgauge {
 // out in order, one by one. The caller is one of the threads. Not to be called from a task.
 void run_tasks(int64_t count, const std::function<void(int64_t)>& task);
 
-// Threads in use, the caller included: as many as torch uses, or as the cores that this process may run on.
+// Threads in use, the caller included: as many as OpenMP gives the calling thread (torch sets that when it is
+// first asked on a thread), or as the cores that this process may run on.
 int thread_count();
 
 // Change it, or with 0 go back to the default; throws std::invalid_argument below 0 or above 1024.
@@ -28,10 +28,13 @@ const char* thread_source();
 // Use our own pool although OpenMP's threads are there, or no longer.
 void force_own_threads(bool own);
 
+// Whether each thread has a place that OpenMP keeps it on (OMP_PROC_BIND), so that nobody moves it.
+bool threads_stay();
+
 // Where as many tasks as there are threads wait for one another: each then has a thread of its own.
 class Meeting {
  public:
-  explicit Meeting(int count);
+  explicit Meeting(int count) : count_(count) {}
 
   // Whether all came. Where not (a core was taken away) nobody waits for ever.
   bool wait();
@@ -39,7 +42,6 @@ class Meeting {
  private:
   std::atomic<int> here_{0};
   const int count_;
-  const std::chrono::steady_clock::time_point patience_;
 };
 
 }  // namespace kvgauge

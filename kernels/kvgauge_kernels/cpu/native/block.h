@@ -1,0 +1,126 @@
+// Where the rows of a block of tokens lie. Included by attend_impl.h, and like it in an anonymous namespace.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "view.h"
+
+#define KVGAUGE_INLINE inline __attribute__((always_inline))
+
+namespace kvgauge {
+namespace {
+
+constexpr int kBlock = kMaxBlock;
+constexpr int bytes_of(Format format) {
+  return format == Format::fp32 ? 4 : format == Format::int8 ? 1 : 2;
+}
+
+// Rows past the last token are read as this one: what memory holds there may be NaN, or not be ours.
+alignas(64) constexpr char kZeros[kMaxHeadDim * 4] = {};
+
+// The rows of one block of one head, and their scales where there are any.
+struct Block {
+  const char* k[kBlock];
+  const char* v[kBlock];
+  alignas(64) uint16_t k_scale[kBlock];
+  alignas(64) uint16_t v_scale[kBlock];
+  int64_t head, token;
+  int tokens;
+  // Tokens that lie one stride apart: where their scales begin.
+  struct Stretch {
+    const char *k_scale, *v_scale;
+    int tokens;
+  } stretches[kBlock];
+  int stretch_count;
+
+  // The block of `of_head` from `first` on, up to `last`; with no tokens where that is at the end.
+  void find(const Problem& p, int64_t sequence, int64_t of_head, int64_t first, int64_t last) {
+    head = of_head / p.groups;
+    token = first;
+    tokens = static_cast<int>(last - token < p.block_tokens ? last - token : p.block_tokens);
+    stretch_count = 0;
+    int done = 0;
+    while (done < tokens) {
+      const Run run = run_at(p, sequence, token + done, tokens - done);
+      const char* k_row = row_at(p.k, head, run);
+      const char* v_row = row_at(p.v, head, run);
+      for (int i = 0; i < run.tokens; ++i) {
+        k[done + i] = k_row + i * p.k.token;
+        v[done + i] = v_row + i * p.v.token;
+      }
+      stretches[stretch_count++] = {row_at(p.k_scale, head, run), row_at(p.v_scale, head, run),
+                                    static_cast<int>(run.tokens)};
+      done += static_cast<int>(run.tokens);
+    }
+    for (; done < kBlock; ++done) k[done] = v[done] = kZeros;
+  }
+
+  // The same tokens of another head.
+  void shift(const Problem& p, const Block& other, int64_t of_head) {
+    head = of_head / p.groups;
+    token = other.token;
+    tokens = other.tokens;
+    stretch_count = other.stretch_count;
+    const int64_t heads = head - other.head;
+    for (int i = 0; i < kBlock; ++i) {
+      k[i] = other.k[i] + heads * p.k.head;
+      v[i] = other.v[i] + heads * p.v.head;
+    }
+    for (int i = tokens; i < kBlock; ++i) k[i] = v[i] = kZeros;
+    for (int i = 0; i < stretch_count; ++i)
+      stretches[i] = {other.stretches[i].k_scale + heads * p.k_scale.head,
+                      other.stretches[i].v_scale + heads * p.v_scale.head, other.stretches[i].tokens};
+  }
+
+  // Ask for the start of each stretch: the look-up of its page of memory then keeps the rest waiting no more.
+  void announce(const Problem& p) const {
+    for (int i = 0, t = 0; i < stretch_count; t += stretches[i++].tokens) {
+      if (p.page_size) {
+        __builtin_prefetch(k[t]);
+        __builtin_prefetch(v[t]);
+      }
+      if (p.format == Format::int8) {
+        prefetch_scales(stretches[i].k_scale, p.k_scale.token * (stretches[i].tokens - 1));
+        prefetch_scales(stretches[i].v_scale, p.v_scale.token * (stretches[i].tokens - 1));
+      }
+    }
+  }
+
+  void read_scales(const Problem& p) {
+    int done = 0;
+    for (int i = 0; i < stretch_count; ++i) {
+      copy_scales(k_scale + done, stretches[i].k_scale, p.k_scale.token, stretches[i].tokens);
+      copy_scales(v_scale + done, stretches[i].v_scale, p.v_scale.token, stretches[i].tokens);
+      done += stretches[i].tokens;
+    }
+    for (; done < kBlock; ++done) k_scale[done] = v_scale[done] = 0;
+  }
+
+ private:
+  static KVGAUGE_INLINE void prefetch_scales(const char* first, int64_t to_last) {
+    __builtin_prefetch(first);
+    if (to_last >= 64) {
+      __builtin_prefetch(first + to_last / 2);
+      __builtin_prefetch(first + to_last);
+    }
+  }
+
+  static void copy_scales(uint16_t* to, const char* from, int64_t stride, int64_t count) {
+    if (stride == 2 && count == 16) {  // the page size that is usual
+      std::memcpy(to, from, 2 * 16);
+    } else if (stride == 2) {
+      std::memcpy(to, from, 2 * static_cast<size_t>(count));
+    } else {
+      for (int64_t i = 0; i < count; ++i) std::memcpy(to + i, from + i * stride, 2);
+    }
+  }
+};
+
+KVGAUGE_INLINE void prefetch_row(const char* row, int bytes) {
+#pragma GCC unroll 8
+  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(row + i);
+}
+
+}  // namespace
+}  // namespace kvgauge
