@@ -171,6 +171,18 @@ def test_the_probe_of_a_cpu_uses_the_native_loops(native: Any) -> None:
     assert 1e8 < made.cached_read_bytes_per_s() < 1e14
 
 
+def test_the_best_reading_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make_probe(CpuDevice())
+    taken_s = iter([2.0, 0.5, 1.0])
+    made.readings.clear()
+    monkeypatch.setattr(CpuDevice, "timed", lambda _self, _step: next(taken_s))
+    held_bytes = made.source.numel() * made.source.element_size()
+    assert [made.read_bytes_per_s() for _ in range(3)] == [
+        held_bytes / 2, held_bytes * 2, held_bytes
+    ]  # fmt: skip
+    assert made.best_read_bytes_per_s() == held_bytes * 2
+
+
 OLD = {"read_bytes_per_s": 1e9, "copy_bytes_per_s": 1e9, "flops_per_s": 1e9}
 
 

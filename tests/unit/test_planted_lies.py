@@ -256,6 +256,43 @@ def test_a_lie_about_the_works_own_query_alone(monkeypatch: pytest.MonkeyPatch) 
     assert fault.code == "wrong_output"
 
 
+def test_a_lie_about_every_query_but_the_works_own() -> None:
+    work = one_work("eager", "fp32")
+    own = work.layers[0][0]
+    real = work.backend.decode
+
+    def lie(q: torch.Tensor, view: KVView) -> torch.Tensor:
+        return real(q, view) * (1.0 if q is own else 1.5)
+
+    told = proof.Work(cast(Any, Liar(work.backend, lie)), work.layers)
+    expected = proof.expect(work)
+    assert proof.prove(told, expected).fault is None
+    fault = proof.prove_again(told, told.step, expected, 0.0)
+    assert fault is not None
+    assert fault.code == "wrong_output"
+
+
+class SlowArithmetic(NoProbe):
+    """Floats are slow here, and products of integers are not."""
+
+    def flops_per_s(self) -> float:
+        return 1e3
+
+    def integer_ops_per_s(self) -> float:  # type: ignore[override]
+        return 1e30
+
+
+@pytest.mark.parametrize(
+    ("name", "fmt", "bound"), [("eager", "fp32", "compute"), ("dequant+sdpa", "int8", "memory")]
+)
+def test_the_floor_of_an_integer_cache_is_of_integers(name: str, fmt: str, bound: str) -> None:
+    criterion = Criterion(1.0, 3, 3, budget_s=0, max_warm_up=1)
+    context = Context(SmallCache(), cast(DeviceProbe, SlowArithmetic()), criterion, seed=0)
+    found = decode.Decode().measure(plan(name, fmt, 100), context)
+    assert found.status == "ok"
+    assert found.predicted.bound == bound
+
+
 def test_a_token_that_one_head_alone_does_not_read_is_unread() -> None:
     work = one_work("eager", "fp32")
     real = work.backend.decode

@@ -81,6 +81,29 @@ def test_fused_over_eager_at_the_deepest_common_depth(run: Run) -> None:
         assert speedup.verdict == "faster"
 
 
+@pytest.mark.parametrize(("by", "fastest"), [(0.5, "cpu"), (2.0, "sdpa-flash")])
+def test_the_fastest_fused_backend_speaks(by: float, fastest: str) -> None:
+    run = make_run()
+    also = []
+    for r in run.records:
+        if r.backend and r.backend.name == "sdpa-flash" and r.measured and r.measured.time_s:
+            time_s = r.measured.time_s
+            scaled = replace(
+                time_s, median=time_s.median * by, low=time_s.low * by, high=time_s.high * by
+            )
+            also.append(
+                replace(
+                    r,
+                    cell_id=r.cell_id[::-1],
+                    backend=replace(r.backend, name="cpu"),
+                    measured=replace(r.measured, time_s=scaled),
+                )
+            )
+    assert also
+    found = headline(Run(run.manifest, (*run.records, *also))).fused
+    assert {s.fast.backend.name for s in found if s.fast.backend} == {fastest}
+
+
 def test_int8_against_the_fastest_of_16_bits(run: Run) -> None:
     lines, head = counted(run), headline(run)
     assert len(head.int8_time) == 3
