@@ -121,9 +121,9 @@ def test_every_start_up_of_a_mixed_file_is_found() -> None:
     ],
 )
 def test_no_line_takes_long(line: bytes) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     survives(b"\n".join([line] * 200), SHAPES[0], Options())
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_a_file_beyond_the_limit_is_refused_unread(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ LYING = {
 def test_lying_header_is_refused_at_once_and_in_little_memory(tmp_path: Path, data: bytes) -> None:
     path = write(tmp_path, data)
     tracemalloc.start()
-    started = time.monotonic()
+    started = time.process_time()
     try:
         with pytest.raises(UserError, match=r"model\.gguf") as caught:
             read_gguf(path)
@@ -203,7 +203,7 @@ def test_lying_header_is_refused_at_once_and_in_little_memory(tmp_path: Path, da
     finally:
         tracemalloc.stop()
     assert "\n" not in str(caught.value)
-    assert time.monotonic() - started < 1.0
+    assert time.process_time() - started < 1.0
     assert peak < 4 << 20
 
 
@@ -219,7 +219,7 @@ def test_a_sparse_terabyte_of_empty_texts_ends_soon(tmp_path: Path, count: int) 
     path = write(tmp_path, head)
     with path.open("r+b") as file:
         file.truncate(1 << 40)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(UserError, match=r"lists of|stands twice"):
         read_gguf(path)
-    assert time.monotonic() - started < 10.0
+    assert time.process_time() - started < 10.0

@@ -286,10 +286,10 @@ def test_a_terabyte_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     with path.open("wb") as file:
         file.truncate(1 << 40)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(UserError, match=str(1 << 40)):
         read_config(path)
-    assert time.monotonic() - started < 1.0
+    assert time.process_time() - started < 1.0
 
 
 def test_what_is_no_regular_file(tmp_path: Path) -> None:
