@@ -18,6 +18,7 @@ from kvgauge_kernels.cpu.native_module import native
 
 Array = npt.NDArray[np.float64]
 
+FLOAT8 = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Largest error relative to the largest output. An int8 cache is exact; its dequantized copy rounds.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -58,13 +59,59 @@ def make_view(
         return x
 
     k, v = rows(k_dim, 3.0), rows(v_dim or k_dim, 500.0)
+    sides = {**as_stored("k", k, fmt), **as_stored("v", v, fmt)}
+    return KVView(format=fmt, lengths=lengths, **{name: x.to(device) for name, x in sides.items()})
+
+
+def as_stored(name: str, x: torch.Tensor, fmt: str) -> dict[str, Any]:
+    """Rows of numbers in that format, as the arguments of a KVView that are named `k...` or `v...`."""
+    if fmt in DTYPES or fmt in FLOAT8:
+        return {name: x.to({**DTYPES, **FLOAT8}[fmt])}
     if fmt == "int8":
-        (k, k_scale), (v, v_scale) = quantized(k), quantized(v)
-        return KVView(
-            k.to(device), v.to(device), fmt, k_scale.to(device), v_scale.to(device), lengths
-        )
-    dtype = DTYPES[fmt]
-    return KVView(k.to(dtype).to(device), v.to(dtype).to(device), fmt, lengths=lengths)
+        return dict(zip((name, f"{name}_scale"), quantized(x), strict=True))
+    return dict(zip((name, f"{name}_scale", f"{name}_zero"), grouped(x, fmt), strict=True))
+
+
+def grouped(x: torch.Tensor, fmt: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Packed codes, and of each group its step and its smallest number in fp16; `int4`, `int2-g32`."""
+    bits, group = bits_and_group(fmt)
+    levels, per_byte = 2**bits - 1, 8 // bits
+    parts = list(torch.split(x, group, dim=-1))
+    zero = torch.stack([part.amin(-1) for part in parts], dim=-1).half()
+    top = torch.stack([part.amax(-1) for part in parts], dim=-1)
+    scale = ((top - zero.float()) / levels).half()
+    codes = [
+        ((part - zero[..., i, None]) / scale[..., i, None].clamp(min=1e-7)).round().clamp(0, levels)
+        for i, part in enumerate(parts)
+    ]
+    whole = torch.cat(codes, dim=-1).to(torch.int32)
+    packed = sum(whole[..., i::per_byte] * 2 ** (bits * i) for i in range(per_byte))
+    assert isinstance(packed, torch.Tensor)
+    return packed.to(torch.uint8), scale, zero
+
+
+def bits_and_group(fmt: str) -> tuple[int, int]:
+    """Of a format in groups: bits of a code, elements of a group."""
+    base, _, group = fmt.partition("-g")
+    return int(base.removeprefix("int")), int(group or 64)
+
+
+def as_numbers(view: KVView, which: str) -> Array:
+    """The numbers that K or V of a contiguous cache stand for, worked out apart from the kernels."""
+    sides = [getattr(view, which + end) for end in ("", "_scale", "_zero")]
+    rows, scale, zero = (None if x is None else _array(x) for x in sides)
+    assert rows is not None
+    if scale is None:
+        return rows
+    if zero is None:
+        out: Array = rows * scale[..., None]
+        return out
+    bits, group = bits_and_group(view.format)
+    fields = [np.floor(rows / 2 ** (bits * i)) % 2**bits for i in range(8 // bits)]
+    codes = np.stack(fields, axis=-1).reshape(*rows.shape[:-1], -1)
+    of = np.arange(codes.shape[-1]) // group
+    grouped_out: Array = codes * scale[..., of] + zero[..., of]
+    return grouped_out
 
 
 def random_layer(
@@ -84,14 +131,29 @@ def random_layer(
         table = order.to(torch.int32)[None]
         where = {"layout": "paged", "page_size": page, "block_table": table}
 
-    def rows() -> torch.Tensor:
-        if fmt == "int8":
-            return torch.randint(-127, 128, (*shape, dim), generator=generator, dtype=torch.int8)
-        return torch.randn(*shape, dim, generator=generator).to(DTYPES[fmt])
+    for name in "kv":
+        where |= _random_rows(name, fmt, shape, dim, generator)
+    return KVView(format=fmt, **where)
 
+
+def _random_rows(
+    name: str, fmt: str, shape: tuple[int, ...], dim: int, generator: torch.Generator
+) -> dict[str, Any]:
+    """As `as_stored`, of random codes and equal scales: fast."""
+    if fmt in DTYPES or fmt in FLOAT8:
+        rows = torch.randn(*shape, dim, generator=generator)
+        return {name: rows.to({**DTYPES, **FLOAT8}[fmt])}
     if fmt == "int8":
-        where |= {f"{x}_scale": torch.full(shape, 0.02, dtype=torch.float16) for x in "kv"}
-    return KVView(rows(), rows(), fmt, **where)
+        codes = torch.randint(-127, 128, (*shape, dim), generator=generator, dtype=torch.int8)
+        return {name: codes, f"{name}_scale": torch.full(shape, 0.02, dtype=torch.float16)}
+    bits, group = bits_and_group(fmt)
+    codes = torch.randint(0, 256, (*shape, dim * bits // 8), generator=generator, dtype=torch.uint8)
+    sides = (*shape, -(-dim // group))
+    return {
+        name: codes,
+        f"{name}_scale": torch.full(sides, 4 / 2**bits, dtype=torch.float16),
+        f"{name}_zero": torch.full(sides, -2.0, dtype=torch.float16),
+    }
 
 
 def quantized(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,10 +172,7 @@ def make_query(view: KVView, group: int, dtype: torch.dtype, *tokens: int) -> to
 
 def naive(q: torch.Tensor, view: KVView) -> torch.Tensor:
     """Attention head by head in numpy's float64, for q `[batch, q_heads, q_tokens, k_dim]`."""
-    queries, keys, values = _array(q), _array(view.k), _array(view.v)
-    if view.k_scale is not None and view.v_scale is not None:
-        keys *= _array(view.k_scale)[..., None]
-        values *= _array(view.v_scale)[..., None]
+    queries, keys, values = _array(q), as_numbers(view, "k"), as_numbers(view, "v")
     batch, q_heads, q_tokens, k_dim = queries.shape
     out = np.zeros((batch, q_heads, q_tokens, values.shape[3]))
     for b in range(batch):
@@ -122,10 +181,19 @@ def naive(q: torch.Tensor, view: KVView) -> torch.Tensor:
         for h in range(q_heads):
             kv_head = h * keys.shape[1] // q_heads
             scores = queries[b, h] @ keys[b, kv_head, :n].T / k_dim**0.5
-            scores[future] = -np.inf
+            scores[future | _outside_window(view, q_tokens, n)] = -np.inf
             weights = np.exp(scores - scores.max(axis=1, keepdims=True))
             out[b, h] = weights @ values[b, kv_head, :n] / weights.sum(axis=1, keepdims=True)
     return torch.from_numpy(out)
+
+
+def _outside_window(view: KVView, q_tokens: int, n: int) -> Any:
+    """Which tokens `[q_tokens, n]` a window hides."""
+    hidden = np.zeros((q_tokens, n), dtype=bool)
+    if view.window is not None:
+        for i in range(q_tokens):
+            hidden[i, view.sink_tokens : max(0, n - q_tokens + i + 1 - view.window)] = True
+    return hidden
 
 
 def naive_decode(q: torch.Tensor, view: KVView) -> torch.Tensor:

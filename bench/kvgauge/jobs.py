@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
-from kvgauge.caches.contiguous import STORAGE_DTYPE
 from kvgauge.errors import UserError, short
 from kvgauge.formats import kv_format
 from kvgauge.schema import CacheState, Launch
@@ -16,6 +15,7 @@ from kvgauge.suites.profiles import Profile, profile
 from kvgauge.suites.table import suites
 from kvgauge.suites.types import CellPlan, Request, Suite
 from kvgauge.traces.types import Trace
+from kvgauge_kernels.stored import STORED_FORMATS, is_stored
 
 MAX_BATCH = 1_000_000
 
@@ -111,9 +111,9 @@ def _request(
     suite: str, options: Options, chosen: Profile, models: tuple[ModelShape, ...], device_kind: str
 ) -> Request:
     for name in options.kv_formats:
-        if kv_format(name).name not in STORAGE_DTYPE:
+        if not is_stored(kv_format(name).name):
             raise UserError(
-                f"KV format {name} is planned but not measured: one of {', '.join(STORAGE_DTYPE)}"
+                f"KV format {name} is planned but not measured: one of {', '.join(STORED_FORMATS)}"
             )
     for batch in options.batches:
         if not 1 <= batch <= MAX_BATCH:
@@ -126,7 +126,7 @@ def _request(
         models=models,
         traces=tuple(Trace(think_tokens=n) for n in options.think_tokens)
         or chosen.traces.get(suite, chosen.traces["decode"]),
-        kv_formats=options.kv_formats or chosen.kv_formats,
+        kv_formats=tuple(kv_format(name).name for name in options.kv_formats or chosen.kv_formats),
         backends=options.backends,
         batches=options.batches or chosen.batches,
         layers_timed=chosen.layers_timed,

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kvgauge.caches.contiguous import STORAGE_DTYPE
 from kvgauge.devices.types import Device
 from kvgauge.errors import UserError, short
 from kvgauge.jobs import Job, Jobs
@@ -22,6 +21,7 @@ from kvgauge.store.reader import MAX_SAMPLES
 from kvgauge.suites.table import suites
 from kvgauge.suites.types import CellPlan, Request
 from kvgauge.traces.types import Trace
+from kvgauge_kernels.stored import STORED_FORMATS, is_stored
 
 MIN_PREFIX = 4
 MAX_BUDGET_S = 3600
@@ -117,9 +117,9 @@ def _planned(cell: Cell, shape: ModelShape, cell_id: str, device: Device) -> Cel
     """The suite's own plan of the cell: what no suite plans is not measured."""
     if cell.suite not in suites():
         raise UserError(f"record: suite {short(cell.suite)}: one of {', '.join(suites())}")
-    if cell.kv_format not in STORAGE_DTYPE:
+    if not is_stored(cell.kv_format):
         raise UserError(
-            f"record: KV format {short(cell.kv_format)}: one of {', '.join(STORAGE_DTYPE)}"
+            f"record: KV format {short(cell.kv_format)}: one of {', '.join(STORED_FORMATS)}"
         )
     if cell.batch < 1:
         raise UserError(f"record: batch {cell.batch}: must be at least 1")

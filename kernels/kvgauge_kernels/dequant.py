@@ -1,9 +1,9 @@
-"""dequant+sdpa: attention over an int8 cache in two passes.
+"""dequant+sdpa: attention over a quantized cache in two passes.
 
 First K and V of the whole layer are dequantized into scratch tensors of q's dtype, then sdpa-flash
-reads those. With 2-byte queries the cache is read once, written at twice its size (and once more
+reads those. With 2-byte queries an int8 cache is read once, written at twice its size (and once more
 in place by the scale) and read again: more traffic than a 2-byte cache needs, so this buys memory
-and no speed. A fused kernel would read the int8 cache alone.
+and no speed. A fused kernel would read the quantized cache alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Callable
 import torch
 
 from kvgauge_kernels.sdpa import SdpaFlash, flash_limit
-from kvgauge_kernels.view import FLASH_OPS, PLAIN_DTYPE, KVView
+from kvgauge_kernels.stored import FLOAT8_DTYPE, GROUPED_BITS, PLAIN_DTYPE, numbers
+from kvgauge_kernels.view import FLASH_OPS, KVView
 
 _FORMAT_OF = {dtype: name for name, dtype in PLAIN_DTYPE.items()}
 
@@ -28,7 +29,7 @@ class DequantSdpa:
     name = "dequant+sdpa"
     kernel_ops = FLASH_OPS
     forbidden_ops = SdpaFlash.forbidden_ops
-    formats = frozenset({"int8"})
+    formats = frozenset({"int8", *GROUPED_BITS, *FLOAT8_DTYPE})
 
     def __init__(self) -> None:
         self._second_pass = SdpaFlash()
@@ -42,7 +43,7 @@ class DequantSdpa:
         return self._second_pass.available(device)
 
     def supports(self, view: KVView, q_dtype: torch.dtype) -> str | None:
-        """Contiguous int8 caches, within the limits of sdpa-flash in q's dtype."""
+        """Contiguous quantized caches, within the limits of sdpa-flash in q's dtype."""
         if q_dtype not in _FORMAT_OF:
             return f"queries of {q_dtype}: it dequantizes to {', '.join(PLAIN_DTYPE)}"
         return view.refusal(q_dtype, self.formats) or flash_limit(
@@ -70,16 +71,10 @@ class DequantSdpa:
 
 
 def dequantized(view: KVView, dtype: torch.dtype) -> KVView:
-    """The same cache as `stored * scale` in fp32, fp16 or bf16; scale and product round to it."""
-
-    def values(stored: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-        if scale is None:
-            raise ValueError(f"a cache of format {view.format} without scales is not quantized")
-        return stored.to(dtype).mul_(scale.to(dtype).unsqueeze(-1))
-
+    """The same cache in fp32, fp16 or bf16; scales, zero points, products and sums round to it."""
     return KVView(
-        values(view.k, view.k_scale),
-        values(view.v, view.v_scale),
+        numbers(view.k, view.k_scale, view.k_zero, view.format, dtype),
+        numbers(view.v, view.v_scale, view.v_zero, view.format, dtype),
         _FORMAT_OF[dtype],
         lengths=view.lengths,
     )

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from kvgauge_kernels.view import PLAIN_FORMATS, SDPA_OPS, KVView, no_cuda
+from kvgauge_kernels.stored import PLAIN_FORMATS
+from kvgauge_kernels.view import SDPA_OPS, KVView, no_cuda
 
 
 class Eager:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from kvgauge_kernels.view import PLAIN_FORMATS, SDPA_OPS, KVView, no_cuda
+from kvgauge_kernels.stored import FLOAT8_DTYPE, GROUPED_BITS, PLAIN_FORMATS, numbers
+from kvgauge_kernels.view import SDPA_OPS, KVView, no_cuda
 
 _SCORES = 2**24  # float64 scores held at once
 
@@ -19,7 +20,7 @@ class Reference:
     name = "reference"
     kernel_ops = ("aten::mm",)
     forbidden_ops = SDPA_OPS
-    formats = PLAIN_FORMATS | {"int8"}
+    formats = PLAIN_FORMATS | {*FLOAT8_DTYPE, "int8", *GROUPED_BITS}
 
     def version(self) -> str:
         """torch's."""
@@ -31,7 +32,7 @@ class Reference:
 
     def supports(self, view: KVView, q_dtype: torch.dtype) -> str | None:
         """Either layout, whatever head dims; queries of the cache's dtype where it is plain."""
-        return view.refusal(q_dtype, self.formats, ("contiguous", "paged"))
+        return view.refusal(q_dtype, self.formats, ("contiguous", "paged"), windows=True)
 
     def decode(self, q: torch.Tensor, view: KVView) -> torch.Tensor:
         """`oracle_decode`, rounded once to q's dtype."""
@@ -45,7 +46,7 @@ class Reference:
 def oracle_decode(q: torch.Tensor, view: KVView) -> torch.Tensor:
     """`AttentionBackend.decode` in float64: q `[batch, q_heads, k_dim]` to `[batch, q_heads, v_dim]`.
 
-    q in any dtype; int8 caches are dequantized in float64. Raises ValueError where q does not
+    q in any dtype; quantized caches are dequantized in float64. Raises ValueError where q does not
     belong to the view.
     """
     return oracle_prefill(q.unsqueeze(2), view).squeeze(2)
@@ -59,27 +60,42 @@ def oracle_prefill(q: torch.Tensor, view: KVView) -> torch.Tensor:
         n = view.length(b)
         step = max(1, _SCORES // (group * n))
         for h in range(view.kv_heads):
-            k = _float64(view, view.k, view.k_scale, b, h)
-            v = _float64(view, view.v, view.v_scale, b, h)
+            k = _float64(view, view.k, view.k_scale, view.k_zero, b, h)
+            v = _float64(view, view.v, view.v_scale, view.v_zero, b, h)
             heads = slice(h * group, (h + 1) * group)
             for first in range(0, q_tokens, step):
                 rows = slice(first, first + step)
                 seen = n - q_tokens + first + 1
-                out[b, heads, rows] = _attend(q[b, heads, rows].double(), k, v, seen)
+                out[b, heads, rows] = _attend(q[b, heads, rows].double(), k, v, seen, view)
     return out
 
 
-def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: int) -> torch.Tensor:
-    """q `[group, rows, k_dim]`; row i sees the first `seen + i` of k `[n, k_dim]`, v `[n, v_dim]`."""
+def _attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: int, view: KVView
+) -> torch.Tensor:
+    """q `[group, rows, k_dim]`; row i sees the first `seen + i` of k `[n, k_dim]`, v `[n, v_dim]`.
+
+    Of those what the view's window leaves.
+    """
     scores = torch.matmul(q * k.shape[1] ** -0.5, k.T)
-    seen_by_row = seen + torch.arange(q.shape[1], device=q.device)
-    hidden = torch.arange(k.shape[0], device=q.device) >= seen_by_row[:, None]
+    last = seen - 1 + torch.arange(q.shape[1], device=q.device)[:, None]
+    positions = torch.arange(k.shape[0], device=q.device)
+    hidden = positions > last
+    if view.window is not None:
+        hidden |= (positions <= last - view.window) & (positions >= view.sink_tokens)
     return torch.matmul(scores.masked_fill_(hidden, float("-inf")).softmax(dim=-1), v)
 
 
 def _float64(
-    view: KVView, stored: torch.Tensor, scale: torch.Tensor | None, b: int, h: int
+    view: KVView,
+    stored: torch.Tensor,
+    scale: torch.Tensor | None,
+    zero: torch.Tensor | None,
+    b: int,
+    h: int,
 ) -> torch.Tensor:
-    heads = slice(h, h + 1)
-    values = view.rows(stored, b, heads)[0].double()
-    return values if scale is None else values.mul_(view.rows(scale, b, heads)[0].double()[:, None])
+    def rows(x: torch.Tensor | None) -> torch.Tensor | None:
+        return None if x is None else view.rows(x, b, slice(h, h + 1))[0]
+
+    values = view.rows(stored, b, slice(h, h + 1))[0]
+    return numbers(values, rows(scale), rows(zero), view.format, torch.float64)

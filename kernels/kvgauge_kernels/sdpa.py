@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from kvgauge_kernels.stored import PLAIN_FORMATS
 from kvgauge_kernels.view import (
     FLASH_OPS,
     MATH_OPS,
     OTHER_FUSED_OPS,
-    PLAIN_FORMATS,
     KVView,
     no_cuda,
 )

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+
+from kvgauge_kernels.stored import PLAIN_DTYPE, stored_as
 
 # torch's attention operators, by the kernel that they stand for, as a TorchDispatchMode names them.
 FLASH_OPS = (
@@ -25,26 +27,27 @@ OTHER_FUSED_OPS = (
 )
 SDPA_OPS = FLASH_OPS + MATH_OPS + OTHER_FUSED_OPS
 
-# Formats whose elements are the numbers themselves, with the dtype that they are stored and computed
-# in.
-PLAIN_DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-PLAIN_FORMATS = frozenset(PLAIN_DTYPE)
-
 
 @dataclass(frozen=True, slots=True)
 class KVView:
     """One layer's cache.
 
     k: `[batch, kv_heads, tokens, k_dim]`, v: `[batch, kv_heads, tokens, v_dim]`, both of the
-    storage dtype of `format`; any strides with the last dimension contiguous. For quantized
-    formats k_scale and v_scale are `[batch, kv_heads, tokens]` fp16, and an element is
-    `stored * scale`. `lengths` says how many tokens of each sequence are valid; None means all.
-    What lies past a sequence's length is never part of a result, but must be finite where a backend
-    does not say otherwise.
+    storage dtype of `format`; any strides with the last dimension contiguous. Of formats with packed
+    codes (`stored.py`) the last dimension is bytes, `k_dim * bits / 8`. Where a format has scales,
+    k_scale and v_scale are fp16: `[batch, kv_heads, tokens]`, an element being `stored * scale`; in
+    formats of groups `[batch, kv_heads, tokens, groups]`, and k_zero and v_zero are like them, an
+    element being `code * scale + zero`. `lengths` says how many tokens of each sequence are valid;
+    None means all. What lies past a sequence's length is never part of a result, but must be finite
+    where a backend does not say otherwise.
+
+    `window`: a step sees the last so many valid tokens only, and besides them the first
+    `sink_tokens` (StreamingLLM, arXiv 2309.17453); None means all.
 
     Where layout is "paged", k and v are pools of pages, `[pages, kv_heads, page_size, dim]`, the
-    scales `[pages, kv_heads, page_size]`, and row b of block_table (int32, `[batch, max_pages]`)
-    names the pages of sequence b in their order; entries past its last page are never read.
+    scales and zeros likewise `[pages, kv_heads, page_size, ...]`, and row b of block_table (int32,
+    `[batch, max_pages]`) names the pages of sequence b in their order; entries past its last page are
+    never read.
     Raises ValueError where the tensors do not fit together.
     """
 
@@ -57,6 +60,10 @@ class KVView:
     layout: str = "contiguous"
     page_size: int | None = None
     block_table: torch.Tensor | None = None
+    k_zero: torch.Tensor | None = None
+    v_zero: torch.Tensor | None = None
+    window: int | None = None
+    sink_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.k.dim() != 4 or self.v.dim() != 4:
@@ -69,27 +76,32 @@ class KVView:
             raise ValueError(
                 f"k is {self.k.dtype} on {self.k.device}, v {self.v.dtype} on {self.v.device}"
             )
-        if self.k.dtype != PLAIN_DTYPE.get(self.format, self.k.dtype):
+        if self.k.dtype != stored_as(self.format).dtype:
             raise ValueError(f"format {self.format} with tensors of {self.k.dtype}")
         for name, tensor in (("k", self.k), ("v", self.v)):
             if tensor.shape[3] > 1 and tensor.stride(3) != 1:
                 raise ValueError(f"{name}'s last dimension must be contiguous: {tensor.stride()}")
         self._check_scales()
         self._check_layout()
-        if self.lengths is not None:
-            if len(self.lengths) != self.batch:
-                raise ValueError(f"{len(self.lengths)} lengths for a batch of {self.batch}")
-            if not all(1 <= n <= self.tokens for n in self.lengths):
-                raise ValueError(f"lengths must be between 1 and {self.tokens}: {self.lengths}")
+        self._check_lengths()
 
     def _check_scales(self) -> None:
-        for scale in (self.k_scale, self.v_scale):
-            if scale is not None and scale.shape != self.k.shape[:3]:
-                raise ValueError(
-                    f"scales must be {list(self.k.shape[:3])}, got {list(scale.shape)}"
-                )
-            if scale is None and self.k.dtype == torch.int8:
-                raise ValueError("an int8 cache needs k_scale and v_scale")
+        kind = stored_as(self.format)
+        sides = (
+            ("k_scale", self.k_scale, self.k_dim, kind.scaled),
+            ("v_scale", self.v_scale, self.v_dim, kind.scaled),
+            ("k_zero", self.k_zero, self.k_dim, kind.group is not None),
+            ("v_zero", self.v_zero, self.v_dim, kind.group is not None),
+        )
+        for name, tensor, dim, needed in sides:
+            what = "scales" if name.endswith("scale") else "zero points"
+            wanted = [*self.k.shape[:3], *([kind.groups(dim)] if kind.group else [])]
+            if tensor is None and needed:
+                raise ValueError(f"an {self.format} cache needs {name} ({what}, {wanted})")
+            if tensor is not None and not needed:
+                raise ValueError(f"a cache of format {self.format} has no {what}: {name} given")
+            if tensor is not None and list(tensor.shape) != wanted:
+                raise ValueError(f"{what} must be {wanted}, got {list(tensor.shape)}: {name}")
 
     def _check_layout(self) -> None:
         table = self.block_table
@@ -105,6 +117,17 @@ class KVView:
             raise ValueError(f"block_table is on {table.device}, k on {self.k.device}")
         if self.page_size is None or self.page_size < 1 or self.page_size != self.k.shape[2]:
             raise ValueError(f"page_size {self.page_size}, and pages of {self.k.shape[2]} tokens")
+
+    def _check_lengths(self) -> None:
+        if self.lengths is not None:
+            if len(self.lengths) != self.batch:
+                raise ValueError(f"{len(self.lengths)} lengths for a batch of {self.batch}")
+            if not all(1 <= n <= self.tokens for n in self.lengths):
+                raise ValueError(f"lengths must be between 1 and {self.tokens}: {self.lengths}")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"a window of {self.window} tokens: at least 1")
+        if self.sink_tokens < 0 or (self.sink_tokens and self.window is None):
+            raise ValueError(f"{self.sink_tokens} sink tokens: at least 0, and beside a window")
 
     @property
     def batch(self) -> int:
@@ -125,12 +148,12 @@ class KVView:
     @property
     def k_dim(self) -> int:
         """Elements of one row of K."""
-        return self.k.shape[3]
+        return self.k.shape[3] * stored_as(self.format).per_byte
 
     @property
     def v_dim(self) -> int:
         """Elements of one row of V."""
-        return self.v.shape[3]
+        return self.v.shape[3] * stored_as(self.format).per_byte
 
     @property
     def ragged(self) -> bool:
@@ -166,18 +189,14 @@ class KVView:
         """
         if self.layout != "contiguous":
             raise ValueError("a paged cache cannot be cut without a copy")
+        cut: dict[str, Any] = {name: x[rows, :, :tokens] for name, x in self.tensors().items()}
+        return replace(self, **cut, lengths=None)
 
-        def cut(scale: torch.Tensor | None) -> torch.Tensor | None:
-            return None if scale is None else scale[rows, :, :tokens]
-
-        return replace(
-            self,
-            k=self.k[rows, :, :tokens],
-            v=self.v[rows, :, :tokens],
-            k_scale=cut(self.k_scale),
-            v_scale=cut(self.v_scale),
-            lengths=None,
-        )
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """K, V and what belongs to them, by the names of this view's fields; not the block table."""
+        names = ("k", "v", "k_scale", "v_scale", "k_zero", "v_zero")
+        found = {name: getattr(self, name) for name in names}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def rows(self, pool: torch.Tensor, sequence: int, heads: slice) -> torch.Tensor:
         """The valid rows of one of this view's tensors: `[heads, tokens, ...]`, of one sequence.
@@ -192,17 +211,17 @@ class KVView:
 
     def gathered(self, sequence: int) -> KVView:
         """One sequence as a contiguous cache of its valid tokens, copied where this one is paged."""
-
-        def one(pool: torch.Tensor) -> torch.Tensor:
-            return self.rows(pool, sequence, slice(None)).unsqueeze(0)
-
-        return KVView(
-            one(self.k),
-            one(self.v),
-            self.format,
-            None if self.k_scale is None else one(self.k_scale),
-            None if self.v_scale is None else one(self.v_scale),
-        )
+        own: dict[str, Any] = {
+            name: self.rows(x, sequence, slice(None)).unsqueeze(0)
+            for name, x in self.tensors().items()
+        }
+        whole: dict[str, Any] = {
+            "lengths": None,
+            "layout": "contiguous",
+            "page_size": None,
+            "block_table": None,
+        }
+        return replace(self, **own, **whole)
 
     def dense(self) -> Iterator[tuple[slice, KVView]]:
         """The cache in parts without invalid tokens, each with its rows of the batch.
@@ -218,7 +237,7 @@ class KVView:
                 yield slice(i, i + 1), self.narrowed(slice(i, i + 1), self.length(i))
 
     def visible(self, q_tokens: int) -> torch.Tensor:
-        """Which tokens each of the last q_tokens tokens sees: bool `[batch, 1, q_tokens, tokens]`.
+        """Which tokens the last q_tokens tokens see, windows aside: bool `[batch, 1, q_tokens, tokens]`.
 
         The first dimension is 1 where all sequences are equally long.
         """
@@ -233,14 +252,21 @@ class KVView:
         q_dtype: torch.dtype,
         formats: Collection[str],
         layouts: Collection[str] = ("contiguous",),
+        *,
+        windows: bool = False,
     ) -> str | None:
-        """Why a kernel of those formats and layouts cannot read this; None if it can."""
+        """Why a kernel of those formats and layouts cannot read this; None if it can.
+
+        A format in groups is in `formats` by its base name; `windows` says whether it reads those.
+        """
         if self.layout not in layouts:
             return f"layout {self.layout!r}: it reads contiguous caches only"
-        if self.format not in formats:
+        if stored_as(self.format).base not in formats:
             return f"format {self.format}: it reads {', '.join(sorted(formats))}"
         if PLAIN_DTYPE.get(self.format, q_dtype) != q_dtype:
             return f"a cache of {_short(self.k.dtype)} with queries of {_short(q_dtype)}"
+        if self.window is not None and not windows:
+            return "a sliding window: it reads every token"
         return None
 
 

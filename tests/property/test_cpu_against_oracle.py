@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels_for_tests import DTYPES, error, quantized
+from kernels_for_tests import DTYPES, FLOAT8, as_stored, error
 from kvgauge_kernels import BACKENDS, KVView, oracle_decode
 from kvgauge_kernels.cpu.native_module import native
 
@@ -21,6 +22,9 @@ LEVELS = ("portable", "avx2", "avx512")
 BEST = LEVELS.index(NATIVE.best_level()) if NATIVE else 0
 # Beside the rounding of the result to q's dtype.
 OWN_ERROR = {"plain": 1e-5, "cpu": 1e-3, "cpu-q8": 3e-2}
+# So small that elements, or the scales of them, are denormal.
+SMALL = {"fp16": 2.0**-20, "int8": 2.0**-16, "int4": 2.0**-16, "int2": 2.0**-16,
+         "fp8_e4m3": 2.0**-8, "fp8_e5m2": 2.0**-16}  # fmt: skip
 ROUNDING = {torch.float32: 0.0, torch.float16: 5e-4, torch.bfloat16: 4e-3}
 
 
@@ -50,24 +54,26 @@ class Case:
     tokens_first: bool
     gap: int
     denormals: bool
+    window: tuple[int | None, int]
     seed: int
+
+    @property
+    def integers(self) -> bool:
+        return self.fmt.startswith("int")
 
     def view(self) -> KVView:
         generator = torch.Generator().manual_seed(self.seed)
         room = max(self.lengths) + self.gap
         rows = [self._rows(room, dim, generator) for dim in (self.k_dim, self.v_dim)]
-        k_scale: torch.Tensor | None = None
-        v_scale: torch.Tensor | None = None
-        if self.fmt == "int8":
-            stored = [quantized(x) for x in rows]
-            # Where no token is the elements are the largest there are, and the scales NaN.
-            (k, k_scale), (v, v_scale) = ((self._poisoned(a), self._poisoned(b)) for a, b in stored)
-        else:
-            k, v = (self._poisoned(x.to(DTYPES[self.fmt])) for x in rows)
+        sides: dict[str, Any] = {}
+        for name, x in zip("kv", rows, strict=True):
+            # Where no token is the codes are the largest there are, and all else is NaN.
+            sides |= {n: self._poisoned(y) for n, y in as_stored(name, x, self.fmt).items()}
+        window: dict[str, Any] = {"window": self.window[0], "sink_tokens": self.window[1]}
         if self.page_size is None:
-            k, v = self._strided(k), self._strided(v)
-            return KVView(k, v, self.fmt, k_scale, v_scale, self.lengths)
-        return self._paged([k, v, k_scale, v_scale], generator)
+            sides |= {n: self._strided(x) for n, x in sides.items() if x.dim() == 4}
+            return KVView(format=self.fmt, lengths=self.lengths, **sides, **window)
+        return replace(self._paged(sides, generator), **window)
 
     def query(self) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.seed + 1)
@@ -81,44 +87,45 @@ class Case:
         shape = (len(self.lengths), self.kv_heads, room, dim)
         x = torch.randn(*shape, generator=generator)
         if self.denormals:
-            x[..., 1::2, :] *= {"fp16": 2.0**-20, "int8": 2.0**-16}.get(self.fmt, 1e-40)
+            x[..., 1::2, :] *= SMALL.get(self.fmt.partition("-")[0], 1e-40)
         return x
 
     def _poisoned(self, x: torch.Tensor) -> torch.Tensor:
         for i, n in enumerate(self.lengths):
-            x[i, :, n:] = 127 if x.dtype == torch.int8 else float("nan")
+            x[i, :, n:] = nothing(x.dtype)
         return x
 
     def _strided(self, x: torch.Tensor) -> torch.Tensor:
         if self.tokens_first:
             x = x.transpose(1, 2).contiguous().transpose(1, 2)
         if self.gap % 2:  # rows that do not touch, and start at odd places
-            wide = torch.full((*x.shape[:3], x.shape[3] + 3), 127, dtype=x.dtype)
+            wide = torch.full((*x.shape[:3], x.shape[3] + 3), nothing(x.dtype), dtype=x.dtype)
             wide[..., 1:-2] = x
             x = wide[..., 1:-2]
         return x
 
-    def _paged(self, tensors: list[torch.Tensor | None], generator: torch.Generator) -> KVView:
+    def _paged(self, sides: dict[str, torch.Tensor], generator: torch.Generator) -> KVView:
         size = self.page_size or 1
         per_row = -(-max(self.lengths) // size) + 1
         used = len(self.lengths) * per_row
         order = torch.randperm(used + 2, generator=generator)
         table = order[:used].view(len(self.lengths), per_row).to(torch.int32)
-        k, v, k_scale, v_scale = (self._pool(x, table, used + 2) for x in tensors)
+        pools: dict[str, Any] = {name: self._pool(x, table, used + 2) for name, x in sides.items()}
         for i, n in enumerate(self.lengths):
             table[i, -(-n // size) :] = -12345  # never to be read
-        assert k is not None
-        assert v is not None
         return KVView(
-            k, v, self.fmt, k_scale, v_scale, self.lengths, "paged", size, block_table=table
+            format=self.fmt,
+            lengths=self.lengths,
+            layout="paged",
+            page_size=size,
+            block_table=table,
+            **pools,
         )
 
-    def _pool(self, x: torch.Tensor | None, table: torch.Tensor, pages: int) -> torch.Tensor | None:
-        if x is None:
-            return None
+    def _pool(self, x: torch.Tensor, table: torch.Tensor, pages: int) -> torch.Tensor:
         size = self.page_size or 1
-        nothing = 127 if x.dtype == torch.int8 else float("nan")
-        pool = torch.full((pages, self.kv_heads, size, *x.shape[3:]), nothing, dtype=x.dtype)
+        shape = (pages, self.kv_heads, size, *x.shape[3:])
+        pool = torch.full(shape, nothing(x.dtype), dtype=x.dtype)
         if self.tokens_first:
             pool = pool.transpose(1, 2).contiguous().transpose(1, 2)
         for i, n in enumerate(self.lengths):
@@ -128,13 +135,22 @@ class Case:
         return pool
 
 
+def nothing(dtype: torch.dtype) -> float:
+    return float("nan") if dtype.is_floating_point else torch.iinfo(dtype).max
+
+
+FORMATS = (
+    *DTYPES, *FLOAT8, "int8", "int4", "int2", "int4-g16", "int2-g16", "int4-g32", "int2-g32",
+    "int4-g48", "int4-g128", "int2-g4096",
+)  # fmt: skip
+windows = st.just((None, 0)) | st.tuples(st.integers(1, 200), st.integers(0, 90))
 one_dim = st.sampled_from([16, 64, 80, 96, 112, 128, 192, 256])
 dims = one_dim.map(lambda n: (n, n)) | st.tuples(one_dim, one_dim)
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    fmt = draw(st.sampled_from([*DTYPES, "int8"]))
+    fmt = draw(st.sampled_from(FORMATS))
     length = st.integers(1, 300) | st.integers(1, 10_000 if draw(st.integers(0, 9)) == 0 else 70)
     return Case(
         fmt,
@@ -147,19 +163,20 @@ def cases(draw: st.DrawFn) -> Case:
         draw(st.booleans()),
         draw(st.integers(0, 70)),
         draw(st.booleans()),
+        draw(windows),
         draw(st.integers(0, 999)),
     )
 
 
 @given(cases(), st.sampled_from(LEVELS[: BEST + 1]), st.integers(1, 3))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_decode(case: Case, level: str, threads: int) -> None:
     assert NATIVE is not None
     NATIVE.force_level(level)
     NATIVE.set_thread_count(threads)
     view, q = case.view(), case.query()
     expected = oracle_decode(q, view)
-    eight = case.fmt == "int8" and level == "avx512"
+    eight = case.integers and level == "avx512"
     for name in ("cpu", "cpu-q8"):
         backend = BACKENDS[name]
         assert (backend.supports(view, q.dtype) is None) == (name == "cpu" or eight)
@@ -167,5 +184,5 @@ def test_decode(case: Case, level: str, threads: int) -> None:
             continue
         out = backend.decode(q, view)
         assert out.dtype == q.dtype
-        limit = OWN_ERROR[name if case.fmt == "int8" else "plain"] + ROUNDING[q.dtype]
+        limit = OWN_ERROR[name if case.integers else "plain"] + ROUNDING[q.dtype]
         assert error(out, expected) <= limit, (name, level)

@@ -7,15 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvgauge.caches.codec import quantize_int8
-from kvgauge.caches.contiguous import STORAGE_DTYPE, ContiguousCache, allocate
+from kvgauge.caches.codec import Rows, quantize, quantize_int8
+from kvgauge.caches.contiguous import ContiguousCache, allocate
 from kvgauge.errors import UnsupportedLayout
 from kvgauge.formats import kv_format
 from kvgauge.formula.held import request_bytes
 from kvgauge.shapes.types import LayerShape
+from kvgauge_kernels.stored import STORED_FORMATS, numbers, stored_as
 from shapes_for_tests import gqa
 
 CPU = torch.device("cpu")
+FORMATS = [*STORED_FORMATS, "int4-g32", "int2-g40"]
 
 
 def make(fmt: str, tokens: int = 50, batch: int = 2, window: int | None = None) -> ContiguousCache:
@@ -24,7 +26,7 @@ def make(fmt: str, tokens: int = 50, batch: int = 2, window: int | None = None) 
 
 
 @given(
-    st.sampled_from(list(STORAGE_DTYPE)), st.integers(1, 300), st.integers(1, 3),
+    st.sampled_from(FORMATS), st.integers(1, 300), st.integers(1, 3),
     st.none() | st.integers(1, 400),
 )  # fmt: skip
 @settings(max_examples=40, deadline=None)
@@ -36,7 +38,7 @@ def test_storages_hold_what_the_formula_says(
     assert cache.storage_bytes() == expected
 
 
-@pytest.mark.parametrize("fmt", list(STORAGE_DTYPE))
+@pytest.mark.parametrize("fmt", FORMATS)
 def test_fill_writes_every_row_with_random_data(fmt: str) -> None:
     cache = make(fmt, tokens=5000, batch=1)
     for layer in cache.layers:
@@ -44,11 +46,16 @@ def test_fill_writes_every_row_with_random_data(fmt: str) -> None:
             tensor.zero_()
     cache.fill(torch.Generator().manual_seed(1))
     for layer in cache.layers:
-        for tensor in (layer.k, layer.v):
+        k, v = (in_float64(rows, fmt) for rows in (layer.k, layer.v))
+        for tensor in (k, v):
             assert (tensor != 0).any(dim=-1).all()
-        assert not torch.equal(layer.k, layer.v)
-    k = cache.layers[0].k
-    assert not torch.equal(k[0, 0], k[0, 1])
+            assert 0.5 < tensor.std() < 2
+        assert not torch.equal(k, v)
+        assert not torch.equal(k[0, 0], k[0, 1])
+
+
+def in_float64(rows: Rows, fmt: str) -> torch.Tensor:
+    return numbers(rows.codes, rows.scale, rows.zero, fmt, torch.float64)
 
 
 def test_one_seed_one_content() -> None:
@@ -63,7 +70,9 @@ def test_one_seed_one_content() -> None:
 @settings(max_examples=40, deadline=None)
 def test_int8_is_off_by_at_most_half_a_step(rows: int, dim: int, size: float) -> None:
     values = torch.randn(rows, dim) * size
-    stored, scale = quantize_int8(values)
+    rows_of = quantize_int8(values)
+    stored, scale = rows_of.codes, rows_of.scale
+    assert scale is not None
     step = scale.double().unsqueeze(-1)
     # Half a step, and what the largest element loses where the fp16 scale was rounded down: 2**-11
     # of it, or half of fp16's smallest step where the scale is that small.
@@ -72,9 +81,42 @@ def test_int8_is_off_by_at_most_half_a_step(rows: int, dim: int, size: float) ->
 
 
 def test_an_all_zero_row_stays_zero() -> None:
-    stored, scale = quantize_int8(torch.zeros(3, 8))
-    assert not stored.any()
-    assert torch.isfinite(scale).all()
+    rows = quantize_int8(torch.zeros(3, 8))
+    assert not rows.codes.any()
+    assert rows.scale is not None
+    assert torch.isfinite(rows.scale).all()
+
+
+@given(
+    st.sampled_from(["int4", "int2", "int4-g16", "int2-g40"]), st.integers(1, 20),
+    st.sampled_from([8, 64, 80, 128]), st.floats(1e-2, 1e2), st.floats(-5, 5),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_codes_in_groups_are_off_by_at_most_half_a_step(
+    fmt: str, rows: int, dim: int, size: float, middle: float
+) -> None:
+    values = torch.randn(rows, dim) * size + middle
+    stored = quantize(values, fmt)
+    assert stored.scale is not None
+    assert stored.zero is not None
+    kind = stored_as(fmt)
+    group = kind.group or 1
+    step = stored.scale.double().repeat_interleave(group, -1)[:, :dim]
+    top = values.abs().amax()
+    # Half a step, and what the ends of a group lose where fp16 rounds its zero and its step.
+    slack = top.double() * 2.0**-11 + (2**kind.bits - 1) * step * 2.0**-10 + 2.0**-24
+    assert ((in_float64(stored, fmt) - values.double()).abs() <= step / 2 + slack).all()
+
+
+@pytest.mark.parametrize("fmt", ["int4", "int2"])
+def test_a_group_that_is_all_alike_keeps_its_number(fmt: str) -> None:
+    assert (in_float64(quantize(torch.full((3, 64), 2.5), fmt), fmt) == 2.5).all()
+
+
+def test_a_row_of_codes_that_does_not_fill_its_bytes_is_refused() -> None:
+    layer = LayerShape("full", q_heads=1, kv_heads=1, k_dim=6, v_dim=6)
+    with pytest.raises(UnsupportedLayout, match=r"layer\.head_dim=6 \(int2 packs 4 elements"):
+        allocate([layer], batch=1, tokens=1, kv_format="int2", device=CPU)
 
 
 def test_a_layer_without_heads_is_refused_by_name() -> None:
@@ -86,5 +128,5 @@ def test_a_layer_without_heads_is_refused_by_name() -> None:
 def test_view_is_the_cache_not_a_copy() -> None:
     cache = make("int8")
     view = cache.view(1)
-    assert view.k.data_ptr() == cache.layers[1].k.data_ptr()
-    assert view.k_scale is cache.layers[1].k_scale
+    assert view.k.data_ptr() == cache.layers[1].k.codes.data_ptr()
+    assert view.k_scale is cache.layers[1].k.scale

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,19 +19,6 @@ from kvgauge_kernels.cpu.native_module import native
 CPU = torch.device("cpu")
 NATIVE = native()
 built = pytest.mark.skipif(NATIVE is None, reason="the native kernels are not built")
-LEVELS = ("portable", "avx2", "avx512")
-
-
-@pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    if NATIVE is None:
-        pytest.skip("the native kernels are not built")
-    before = NATIVE.level()
-    if LEVELS.index(request.param) > LEVELS.index(NATIVE.best_level()):
-        pytest.skip(f"this CPU has no {request.param}")
-    NATIVE.force_level(request.param)
-    yield request.param
-    NATIVE.force_level(before)
 
 
 def test_where_it_is_not_built_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +50,7 @@ def test_version_names_the_instructions(level: str) -> None:
         ("cpu", make_view("fp32", k_dim=64, v_dim=272), torch.float32, "head_dim 272"),
         ("cpu", make_view("fp32", k_dim=64, v_dim=128), torch.float32, None),
         ("cpu", make_view("int8"), torch.float64, "queries of torch.float64"),
-        ("cpu-q8", make_view("fp16"), torch.float16, "format fp16: it reads int8"),
+        ("cpu-q8", make_view("fp16"), torch.float16, "format fp16: it reads int2, int4, int8"),
         ("cpu", make_view("int8"), torch.float32, None),
     ],
 )
@@ -83,7 +69,7 @@ def test_scales_of_another_dtype_are_refused() -> None:
     view = make_view("int8")
     assert view.k_scale is not None
     wide = replace(view, k_scale=view.k_scale.float())
-    assert "scales of float16" in str(BACKENDS["cpu"].supports(wide, torch.float32))
+    assert "scales and zero points of float16" in str(BACKENDS["cpu"].supports(wide, torch.float32))
 
 
 @pytest.mark.parametrize("group", [16, 17, 32, 128])
@@ -159,8 +145,9 @@ def test_the_operator_is_seen_and_has_a_fake() -> None:
     q = make_query(view, 4, torch.float16)
     out, seen = observed(lambda: BACKENDS["cpu"].decode(q, view))
     assert "kvgauge::cpu_decode" in seen
+    none = (None,) * 6
     fake = torch.ops.kvgauge.cpu_decode(
-        q.to("meta"), view.k.to("meta"), view.v.to("meta"), None, None, None, None, 16
+        q.to("meta"), view.k.to("meta"), view.v.to("meta"), *none, "fp16", 16, 0, 0
     )
     assert (fake.shape, fake.dtype) == (out.shape, out.dtype)
 
@@ -256,6 +243,11 @@ def test_a_paged_view_is_checked() -> None:
         ({"v": torch.ones(1, 4, 9, 128)[..., ::2]}, "next to each other"),
         ({"block_table": torch.zeros(1, 1)}, "int32"),
         ({"lengths": [10]}, "at most 9"),
+        ({"kv_format": "int8"}, "no kernel for"),
+        ({"kv_format": "q8_0"}, "no cache of format 'q8_0'"),
+        ({"k_scale": torch.ones(1, 4, 9).half()}, "fp32 has no scales"),
+        ({"v_zero": torch.ones(1, 4, 9, 1).half()}, "fp32 has no zero points"),
+        ({"window": -1}, "window must not be negative"),
     ],
 )
 def test_the_operator_itself_reads_nothing_that_is_not_there(
@@ -264,7 +256,8 @@ def test_the_operator_itself_reads_nothing_that_is_not_there(
     cache = torch.ones(1, 4, 9, 64)
     given: dict[str, Any] = {
         "q": torch.ones(1, 4, 64), "k": cache, "v": cache, "k_scale": None, "v_scale": None,
-        "block_table": None, "lengths": None, "int_bits": 16,
+        "k_zero": None, "v_zero": None, "block_table": None, "lengths": None,
+        "kv_format": "fp32", "int_bits": 16, "window": 0, "sink_tokens": 0,
     }  # fmt: skip
     assert torch.equal(torch.ops.kvgauge.cpu_decode(**given), torch.ones(1, 4, 64))
     with pytest.raises(ValueError, match=says):

@@ -8,8 +8,16 @@ import torch
 from kvgauge.caches.codec import quantize_int8
 
 
+def stored_and_scale(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    found = quantize_int8(rows)
+    assert found.scale is not None
+    return found.codes, found.scale
+
+
 def test_a_row_worked_out_by_hand() -> None:
-    stored, scale = quantize_int8(torch.tensor([[-254.0, 127.0, 3.0, 0.0], [1.27, 0.5, -1.0, 0.1]]))
+    stored, scale = stored_and_scale(
+        torch.tensor([[-254.0, 127.0, 3.0, 0.0], [1.27, 0.5, -1.0, 0.1]])
+    )
     assert scale[0].item() == 2.0
     assert scale.dtype == torch.float16
     assert stored.tolist() == [[-127, 64, 2, 0], [127, 50, -100, 10]]  # halves go to the even
@@ -17,7 +25,7 @@ def test_a_row_worked_out_by_hand() -> None:
 
 def test_the_largest_element_of_a_row_is_stored_as_127() -> None:
     rows = torch.randn(500, 64, generator=torch.Generator().manual_seed(3))
-    stored, scale = quantize_int8(rows)
+    stored, scale = stored_and_scale(rows)
     largest = rows.abs().argmax(dim=1, keepdim=True)
     expected = 127 * rows.gather(1, largest).sign()
     assert torch.equal(stored.gather(1, largest).float(), expected)

@@ -1,29 +1,71 @@
-"""Quantizing K and V as they are stored: int8 with one fp16 scale a row (one token, one head)."""
+"""Quantizing K and V as they are stored (`kvgauge_kernels.stored`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
+
+from kvgauge_kernels.stored import packed, stored_as
 
 INT8_MAX = 127
 
 
-def quantize_int8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of K or V as a cache of some format holds them; what the format has not is None.
+
+    codes: `[..., head_dim]`, or packed in bytes; scale and zero: fp16 `[...]` or `[..., groups]`.
+    """
+
+    codes: torch.Tensor
+    scale: torch.Tensor | None = None
+    zero: torch.Tensor | None = None
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """Those that there are."""
+        return tuple(x for x in (self.codes, self.scale, self.zero) if x is not None)
+
+
+def quantize(rows: torch.Tensor, kv_format: str) -> Rows:
+    """`[..., head_dim]` floats in that format; raises ValueError for one that no cache here has."""
+    kind = stored_as(kv_format)
+    if kind.group is not None:
+        return quantize_groups(rows, kind.bits, kind.group)
+    return quantize_int8(rows) if kind.scaled else Rows(rows.to(kind.dtype))
+
+
+def quantize_int8(rows: torch.Tensor) -> Rows:
     """Symmetric int8: `[..., head_dim]` floats to int8 of that shape and fp16 scales `[...]`.
 
     The scale is rounded to fp16 first and the elements divided by the rounded one, so that
     `stored * scale` is off by at most half a step.
     """
     values = rows.float()
-    scale = (values.abs().amax(dim=-1) / INT8_MAX).to(torch.float16)
-    # An all-zero row, or one below fp16's smallest step, is stored as zeros with scale 1.
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    scale = _usable((values.abs().amax(dim=-1) / INT8_MAX).to(torch.float16))
     stored = (values / scale.float().unsqueeze(-1)).round_().clamp_(-INT8_MAX, INT8_MAX)
-    return stored.to(torch.int8), scale
+    return Rows(stored.to(torch.int8), scale)
 
 
-# By KV format; a format that is not here stores elements as they are.
-QUANTIZERS: dict[str, Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]] = {
-    "int8": quantize_int8,
-}
+def quantize_groups(rows: torch.Tensor, bits: int, group: int) -> Rows:
+    """Asymmetric codes of `bits` bits: from each group's least number (zero) in equal steps (scale).
+
+    Both are rounded to fp16 first. The step is so long that the group's greatest number is within half
+    a step of the last code. Source: KIVI (arXiv 2402.02750), eq. 1.
+    """
+    values, levels = rows.float(), 2**bits - 1
+    parts = torch.split(values, group, dim=-1)
+    zero = torch.stack([part.amin(dim=-1) for part in parts], dim=-1).to(torch.float16)
+    top = torch.stack([part.amax(dim=-1) for part in parts], dim=-1)
+    scale = _usable(((top - zero.float()) / levels).to(torch.float16))
+    codes = [
+        ((part - zero[..., i, None].float()) / scale[..., i, None].float()).round_()
+        for i, part in enumerate(parts)
+    ]
+    whole = torch.cat(codes, dim=-1).clamp_(0, levels).to(torch.uint8)
+    return Rows(packed(whole, bits), scale, zero)
+
+
+def _usable(scale: torch.Tensor) -> torch.Tensor:
+    """A row that is all alike, or steps below fp16's smallest one: scale 1 instead of 0."""
+    return torch.where(scale == 0, torch.ones_like(scale), scale)

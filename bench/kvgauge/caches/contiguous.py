@@ -10,17 +10,12 @@ from dataclasses import dataclass
 
 import torch
 
-from kvgauge.caches.codec import QUANTIZERS
+from kvgauge.caches.codec import Rows, quantize
 from kvgauge.errors import UnsupportedLayout
 from kvgauge.shapes.types import LayerShape
 from kvgauge_kernels import KVView
+from kvgauge_kernels.stored import stored_as
 
-STORAGE_DTYPE: dict[str, torch.dtype] = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-    "int8": torch.int8,
-}
 # A prime number of random rows, copied over and over: random data at the speed of a copy, and no
 # period that lines up with pages or heads.
 _POOL_ROWS = 4099
@@ -28,18 +23,18 @@ _POOL_ROWS = 4099
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """One layer: k `[batch, kv_heads, tokens, k_dim]`, v likewise, scales `[batch, kv_heads, tokens]`."""
+    """One layer: k's codes `[batch, kv_heads, tokens, k_dim]` or packed in bytes, v's likewise.
 
-    k: torch.Tensor
-    v: torch.Tensor
-    k_scale: torch.Tensor | None
-    v_scale: torch.Tensor | None
+    Scales and zeros are `[batch, kv_heads, tokens]`, of formats in groups `[..., groups]`.
+    """
+
+    k: Rows
+    v: Rows
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Every tensor that the layer owns."""
-        for tensor in (self.k, self.v, self.k_scale, self.v_scale):
-            if tensor is not None:
-                yield tensor
+        yield from self.k.tensors()
+        yield from self.v.tensors()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +47,15 @@ class ContiguousCache:
     def view(self, layer: int) -> KVView:
         """What a kernel sees of one layer."""
         c = self.layers[layer]
-        return KVView(c.k, c.v, self.format, k_scale=c.k_scale, v_scale=c.v_scale)
+        return KVView(
+            c.k.codes,
+            c.v.codes,
+            self.format,
+            k_scale=c.k.scale,
+            v_scale=c.v.scale,
+            k_zero=c.k.zero,
+            v_zero=c.v.zero,
+        )
 
     def storage_bytes(self) -> int:
         """Bytes of the distinct storages behind all tensors."""
@@ -66,9 +69,9 @@ class ContiguousCache:
     def fill(self, generator: torch.Generator) -> None:
         """Write random data over everything, so that every page is really there."""
         for layer in self.layers:
-            _fill(self.format, layer.k, layer.k_scale, generator, spread=0.0)
+            _fill(self.format, layer.k, generator, spread=0.0)
             # Were every copy of the pool alike, attention over one of them would be that over all.
-            _fill(self.format, layer.v, layer.v_scale, generator, spread=1.0)
+            _fill(self.format, layer.v, generator, spread=1.0)
 
 
 def allocate(
@@ -96,44 +99,42 @@ def _layer(
         raise UnsupportedLayout("layer.kind", shape.kind, "a contiguous cache holds K and V heads")
     kept = tokens if shape.window is None else min(tokens, shape.window)
     rows = (batch, shape.kv_heads, kept)
-    dtype = STORAGE_DTYPE[kv_format]
-
-    def scale() -> torch.Tensor | None:
-        if kv_format not in QUANTIZERS:
-            return None
-        return torch.empty(rows, dtype=torch.float16, device=device)
-
     return LayerCache(
-        torch.empty((*rows, shape.k_dim), dtype=dtype, device=device),
-        torch.empty((*rows, shape.v_dim), dtype=dtype, device=device),
-        scale(),
-        scale(),
+        _empty(rows, shape.k_dim, kv_format, device), _empty(rows, shape.v_dim, kv_format, device)
     )
 
 
-def _fill(
-    kv_format: str,
-    target: torch.Tensor,
-    scale: torch.Tensor | None,
-    generator: torch.Generator,
-    spread: float,
-) -> None:
+def _empty(rows: tuple[int, ...], dim: int, kv_format: str, device: torch.device) -> Rows:
+    kind = stored_as(kv_format)
+    if dim % kind.per_byte:
+        raise UnsupportedLayout(
+            "layer.head_dim", dim, f"{kv_format} packs {kind.per_byte} elements in a byte"
+        )
+
+    def side() -> torch.Tensor:
+        groups = () if kind.group is None else (kind.groups(dim),)
+        return torch.empty((*rows, *groups), dtype=torch.float16, device=device)
+
+    return Rows(
+        torch.empty((*rows, dim // kind.per_byte), dtype=kind.dtype, device=device),
+        side() if kind.scaled else None,
+        side() if kind.group is not None else None,
+    )
+
+
+def _fill(kv_format: str, target: Rows, generator: torch.Generator, spread: float) -> None:
     """Copies of a random pool; `spread` is how far their sizes differ, around 1."""
-    dim = target.shape[-1]
-    pool = torch.randn(_POOL_ROWS, dim, generator=generator, device=generator.device)
-    pool_scale: torch.Tensor | None = None
-    if scale is None:
-        pool = pool.to(target.dtype)
-    else:
-        pool, pool_scale = QUANTIZERS[kv_format](pool)
-    copies = -(-target.shape[:-1].numel() // _POOL_ROWS)
+    kind = stored_as(kv_format)
+    dim = target.codes.shape[-1] * kind.per_byte
+    numbers = torch.randn(_POOL_ROWS, dim, generator=generator, device=generator.device)
+    copies = -(-target.codes.shape[:-1].numel() // _POOL_ROWS)
     drawn = torch.rand(copies, generator=generator, device=generator.device)
     sizes: list[float] = (1 + spread * (drawn - 0.5)).tolist()
-    if scale is None or pool_scale is None:
-        _tile(target.view(-1, dim), pool.to(target.device), sizes)
-    else:
-        _tile(target.view(-1, dim), pool.to(target.device), [1.0] * copies)
-        _tile(scale.view(-1), pool_scale.to(target.device), sizes)
+    pool = quantize(numbers, kv_format)
+    for into, rows in zip(target.tensors(), pool.tensors(), strict=True):
+        # Of scaled rows the scale, and the zero with it, says how large they are.
+        sized = not kind.scaled or rows is not pool.codes
+        _tile(into.flatten(0, 2), rows.to(into.device), sizes if sized else [1.0] * copies)
 
 
 def _tile(target: torch.Tensor, pool: torch.Tensor, sizes: Sequence[float]) -> None:
@@ -141,4 +142,5 @@ def _tile(target: torch.Tensor, pool: torch.Tensor, sizes: Sequence[float]) -> N
     for start, size in zip(starts, sizes, strict=True):
         part = target[start : start + pool.shape[0]]
         rows = pool[: part.shape[0]]
-        part.copy_(rows if size == 1 else rows * size)
+        # In fp32: there is no arithmetic in 8-bit floats.
+        part.copy_(rows if size == 1 else rows.float() * size)

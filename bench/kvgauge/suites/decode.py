@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from kvgauge.caches.contiguous import STORAGE_DTYPE, ContiguousCache, allocate
+from kvgauge.caches.contiguous import ContiguousCache, allocate
 from kvgauge.devices.types import Device
 from kvgauge.formats import kv_format
 from kvgauge.formula.moved import Operation, decode_operations, total_bytes, total_flops
@@ -30,6 +30,7 @@ from kvgauge.suites.types import (
     trace_cell,
 )
 from kvgauge_kernels import BACKENDS, AttentionBackend
+from kvgauge_kernels.stored import PLAIN_DTYPE, stored_as
 
 # What a quantized cache is computed in: the dtype that present models are trained in.
 COMPUTE_DTYPE_OF_QUANTIZED = torch.bfloat16
@@ -80,7 +81,7 @@ class Decode:
             for trace in request.traces
             for fmt in request.kv_formats
             for name in names
-            if name in BACKENDS and fmt in BACKENDS[name].formats
+            if name in BACKENDS and stored_as(fmt).base in BACKENDS[name].formats
             for cache_state in request.cache_states
             for launch in request.launches
         ]
@@ -222,7 +223,7 @@ def _random_query(
     plan: CellPlan, index: int, context: Context, generator: torch.Generator
 ) -> torch.Tensor:
     layer, fmt = plan.shape.layers[index], plan.cell.kv_format
-    dtype = COMPUTE_DTYPE_OF_QUANTIZED if kv_format(fmt).quantized else STORAGE_DTYPE[fmt]
+    dtype = PLAIN_DTYPE.get(fmt, COMPUTE_DTYPE_OF_QUANTIZED)
     q = torch.randn(plan.cell.batch, layer.q_heads, layer.k_dim, generator=generator)
     return q.to(dtype).to(context.device.torch_device)
 

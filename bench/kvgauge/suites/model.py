@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvgauge.caches.contiguous import STORAGE_DTYPE
 from kvgauge.formats import kv_format
 from kvgauge.formula.moved import Operation, decode_operations, total_bytes, total_flops
 from kvgauge.measure.validity import (
@@ -29,6 +28,7 @@ from kvgauge.suites.hf_engine import (
 )
 from kvgauge.suites.timing import Timed, timed_outcome
 from kvgauge.suites.types import CellPlan, Context, Outcome, Request, cell_kv_bytes
+from kvgauge_kernels.stored import stored_as
 
 _FUSED_OPS = (
     "aten::_scaled_dot_product_flash_attention_for_cpu",
@@ -115,7 +115,7 @@ class Model:
         fault = (
             bytes_fault(cache_bytes, predicted.kv_bytes)
             or kernel_fault(seen, expected, forbidden)
-            or output_fault(error, STORAGE_DTYPE[cell.kv_format])
+            or output_fault(error, stored_as(cell.kv_format).dtype)
         )
         if fault:
             return Outcome(
@@ -134,7 +134,7 @@ class Model:
                 return session
         engine = self._engines.setdefault(cell.model, Engine(cell.model))
         attention = _ATTENTION[cell.backend or ""][0]
-        dtype = STORAGE_DTYPE[cell.kv_format]
+        dtype = stored_as(cell.kv_format).dtype
         session = engine.start(dtype, attention, context.device.torch_device, context.seed)
         self._session = (key, session)
         return session

@@ -22,6 +22,7 @@ from kvgauge.measure.validity import (
     tokens_fault,
 )
 from kvgauge_kernels import AttentionBackend, KVView, oracle_decode
+from kvgauge_kernels.stored import numbers, stored_as
 
 # A step that returns early is waited for as long as it took, within these bounds.
 _LEAST_WAIT_S, _MOST_WAIT_S = 0.02, 1.0
@@ -106,17 +107,17 @@ def prove_again(
     `step` is the work's own or a graph of it; `step_s` is what it took. All values are turned to their
     negatives for it, and the output with them: an answer that was kept is then a wrong one.
     """
-    values = [view.v for _q, view in work.layers]
-    for value in values:
-        value.neg_()
+    zeros = [_negate_values(view) for _q, view in work.layers]
     outputs: list[torch.Tensor] = []
     seen = observe_ops(lambda: outputs.extend(step()))
     first = [output.clone() for output in outputs]
     time.sleep(min(max(step_s, _LEAST_WAIT_S), _MOST_WAIT_S))
     late = max(relative_error(a, b.double()) for a, b in zip(first, outputs, strict=True))
     error = max(relative_error(a, -b) for a, b in zip(first, expected.own, strict=True))
-    for value in values:
-        value.neg_()
+    for (_q, view), zero in zip(work.layers, zeros, strict=True):
+        _turn(view.v)
+        if view.v_zero is not None and zero is not None:
+            view.v_zero.copy_(zero)  # its negative was rounded
     if step != work.step:  # a graph's replay dispatches no operator
         seen = observe_ops(work.step)
     unread, error_of_looks = look(work, expected)
@@ -131,9 +132,9 @@ def prove_again(
 def look(work: Work, expected: Expected) -> tuple[tuple[int, ...], float]:
     """Which of the last, the first and a middle token are not read, and the error when looking for them.
 
-    Query heads take turns in looking along the key of one of them. Then each token's value is turned to its
-    negative, and back, in columns of its own: those must change in the heads that look along its key. With
-    under three query heads or columns fewer tokens are asked for.
+    Query heads take turns in looking along the key of one of them. Then each token's value is turned to
+    another (its negative where codes have signs), and back, in columns of its own: those must change in the
+    heads that look along its key. With under three query heads or columns fewer tokens are asked for.
     """
     unread: set[int] = set()
     errors = []
@@ -145,15 +146,44 @@ def look(work: Work, expected: Expected) -> tuple[tuple[int, ...], float]:
         errors.append(relative_error(before, right))
         own = [view.v[:, :, token, turn :: len(tokens)] for turn, token in enumerate(tokens)]
         for row in own:
-            row.neg_()
+            _turn(row)
         after = work.backend.decode(query, view)
         for row in own:
-            row.neg_()
+            _turn(row)
         for turn, token in enumerate(tokens):
-            mine = slice(turn, None, len(tokens))
-            if bool((before == after)[:, mine, mine].all(dim=-1).any()):
+            heads = slice(turn, None, len(tokens))
+            if bool(
+                (before == after)[:, heads, _columns(view, turn, len(tokens))].all(dim=-1).any()
+            ):
                 unread.add(token)
     return tuple(sorted(unread)), max(errors)
+
+
+def _turn(rows: torch.Tensor) -> None:
+    """Change every number in place, and back when called again: its sign, or code c to the last but c."""
+    if rows.dtype == torch.uint8:
+        rows.bitwise_not_()
+    elif rows.dtype.is_floating_point and rows.dtype.itemsize == 1:
+        rows.view(torch.uint8).bitwise_xor_(0x80)  # torch has no negative of an 8-bit float
+    else:
+        rows.neg_()
+
+
+def _negate_values(view: KVView) -> torch.Tensor | None:
+    """Turn all values to their negatives; the zeros that they had, which `_turn` does not bring back."""
+    _turn(view.v)
+    if view.v_zero is None or view.v_scale is None:
+        return None
+    # Code c has become `last - c`: the negative is that times the scale, from `-zero - last * scale` on.
+    before, last = view.v_zero.clone(), 2 ** stored_as(view.format).bits - 1
+    view.v_zero.copy_(-(view.v_zero.float() + last * view.v_scale.float()))
+    return before
+
+
+def _columns(view: KVView, turn: int, turns: int) -> torch.Tensor:
+    """The columns of the output that `view.v[..., turn::turns]` holds."""
+    by_byte = torch.arange(view.v_dim).view(-1, stored_as(view.format).per_byte)
+    return by_byte[turn::turns].flatten()
 
 
 def _one_of_each_shape(work: Work) -> tuple[int, ...]:
@@ -163,7 +193,7 @@ def _one_of_each_shape(work: Work) -> tuple[int, ...]:
 
 def _tokens_to_look_at(q: torch.Tensor, view: KVView) -> tuple[int, ...]:
     tokens = dict.fromkeys((view.tokens - 1, 0, view.tokens // 2))
-    return tuple(tokens)[: min(q.shape[1], view.v_dim)]
+    return tuple(tokens)[: min(q.shape[1], view.v.shape[3])]
 
 
 def _oracle_of(view: KVView, *queries: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -179,8 +209,8 @@ def _query_towards(q: torch.Tensor, view: KVView, tokens: tuple[int, ...]) -> to
     keys = []
     for head in range(q.shape[1]):
         kv_head, token = head // view.group(q), tokens[head % len(tokens)]
-        key = view.k[:, kv_head, token].float()
-        if view.k_scale is not None:
-            key = key * view.k_scale[:, kv_head, token].float().unsqueeze(-1)
-        keys.append(key)
+        row = {name: x[:, kv_head, token] for name, x in view.tensors().items()}
+        keys.append(
+            numbers(row["k"], row.get("k_scale"), row.get("k_zero"), view.format, torch.float32)
+        )
     return (_TOWARDS * torch.stack(keys, dim=1)).to(q.dtype)

@@ -9,27 +9,39 @@ import torch
 from kvgauge_kernels.cpu.native_module import NOT_BUILT, native
 from kvgauge_kernels.dequant import dequantized
 from kvgauge_kernels.sdpa import SdpaFlash, SdpaMath
-from kvgauge_kernels.view import PLAIN_FORMATS, SDPA_OPS, KVView
+from kvgauge_kernels.stored import (
+    FLOAT8_DTYPE,
+    GROUPED_BITS,
+    PLAIN_DTYPE,
+    PLAIN_FORMATS,
+    Stored,
+    stored_as,
+)
+from kvgauge_kernels.view import SDPA_OPS, KVView
 
 # The native code's own limits (native/view.h).
 _DIM_STEP, _MAX_DIM = 16, 256
 # As the native code numbers them (native/view.h).
-_FORMAT = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
+_FORMAT = {
+    "fp32": 0, "fp16": 1, "bf16": 2, "int8": 3, "int4": 4, "int2": 5, "fp8_e4m3": 6, "fp8_e5m2": 7
+}  # fmt: skip
+_Q_FORMAT = {dtype: _FORMAT[name] for name, dtype in PLAIN_DTYPE.items()}
+_INTEGERS = frozenset({"int8", *GROUPED_BITS})
 _OP = "kvgauge::cpu_decode"
 
 
 class CpuBackend:
     """The project's own decode kernels, by the instructions that this CPU has.
 
-    fp32, fp16 and bf16 caches are computed in fp32. Against an int8 cache the query and the
-    attention weights are quantized too: to 16 bits in `cpu` (about 4e-5 of error), to 8 bits in
+    fp32, fp16, bf16 and fp8 caches are computed in fp32. Against int8, int4 and int2 caches the query
+    and the attention weights are quantized too: to 16 bits in `cpu` (about 4e-5 of error), to 8 bits in
     `cpu-q8` (about 1e-2), which is faster. Those errors are for queries of like-sized numbers: one
     step serves a whole head, so a number that stands out costs the others their precision. Where
     there are no integer kernels `cpu` computes in fp32.
     Memory past a sequence's length, and pages that no sequence uses, may hold anything.
 
     Prefill is torch's: it runs through sdpa-flash, or sdpa-math where the K and V dims differ, over a copy
-    where the cache is paged or int8.
+    where the cache is paged or quantized.
     """
 
     kernel_ops = (_OP,)
@@ -37,7 +49,8 @@ class CpuBackend:
 
     def __init__(self, int_bits: int = 16) -> None:
         self.name = "cpu" if int_bits == 16 else "cpu-q8"
-        self.formats = PLAIN_FORMATS | {"int8"} if int_bits == 16 else frozenset({"int8"})
+        accurate = int_bits == 16
+        self.formats = PLAIN_FORMATS | _INTEGERS | {*FLOAT8_DTYPE} if accurate else _INTEGERS
         self._int_bits = int_bits
 
     def version(self) -> str:
@@ -59,7 +72,7 @@ class CpuBackend:
 
     def supports(self, view: KVView, q_dtype: torch.dtype) -> str | None:
         """Head dims of whole vectors, of both layouts; in 8 bits what the instructions allow."""
-        refusal = view.refusal(q_dtype, self.formats, ("contiguous", "paged"))
+        refusal = view.refusal(q_dtype, self.formats, ("contiguous", "paged"), windows=True)
         if refusal is not None:
             return refusal
         for dim in (view.k_dim, view.v_dim):
@@ -70,10 +83,13 @@ class CpuBackend:
         module = native()
         if self._int_bits == 8 and module is not None and module.level() != "avx512":
             return f"{self.name} needs AVX-512 with VNNI, not {module.level()}"
-        if q_dtype not in _FORMAT or q_dtype == torch.int8:
+        if q_dtype not in _Q_FORMAT:
             return f"queries of {q_dtype}: {self.name} takes fp32, fp16 and bf16"
-        if view.format == "int8" and (view.k.dtype != torch.int8 or not _half_scales(view)):
-            return "int8 caches need elements of int8 and scales of float16"
+        group = stored_as(view.format).group
+        if group is not None and group % _DIM_STEP:
+            return f"groups of {group}: {self.name} takes multiples of {_DIM_STEP} elements"
+        if any(x.dtype != torch.float16 for n, x in view.tensors().items() if n not in ("k", "v")):
+            return f"{view.format} caches need scales and zero points of float16"
         return None
 
     def decode(self, q: torch.Tensor, view: KVView) -> torch.Tensor:
@@ -88,17 +104,24 @@ class CpuBackend:
             q,
             view.k,
             view.v,
-            view.k_scale,
-            view.v_scale,
+            _whole_rows(view.k_scale),
+            _whole_rows(view.v_scale),
+            _whole_rows(view.k_zero),
+            _whole_rows(view.v_zero),
             view.block_table,
             view.lengths,
+            view.format,
             self._int_bits,
+            view.window or 0,
+            view.sink_tokens,
         )
         return out
 
     def prefill(self, q: torch.Tensor, view: KVView) -> torch.Tensor:
-        """See AttentionBackend; torch's sdpa-flash or sdpa-math."""
+        """See AttentionBackend; torch's sdpa-flash or sdpa-math. Raises ValueError for a window."""
         view.check(q)
+        if view.window is not None:
+            raise ValueError(f"backend {self.name}: torch's prefill has no sliding window")
         torchs = SdpaFlash() if view.k_dim == view.v_dim else SdpaMath()
         if view.layout == "contiguous":
             return torchs.prefill(q, _plain(view, q.dtype))
@@ -109,13 +132,15 @@ class CpuBackend:
         return torch.cat(list(parts))
 
 
-def _half_scales(view: KVView) -> bool:
-    scales = (view.k_scale, view.v_scale)
-    return all(scale is not None and scale.dtype == torch.float16 for scale in scales)
-
-
 def _plain(view: KVView, dtype: torch.dtype) -> KVView:
-    return dequantized(view, dtype) if view.format == "int8" else view
+    return view if view.format in PLAIN_FORMATS else dequantized(view, dtype)
+
+
+def _whole_rows(side: torch.Tensor | None) -> torch.Tensor | None:
+    """Scales or zeros of which those of one token lie next to each other."""
+    if side is None or side.dim() == 3 or side.shape[3] == 1 or side.stride(3) == 1:
+        return side
+    return side.contiguous()
 
 
 def _cpu_decode(
@@ -124,17 +149,23 @@ def _cpu_decode(
     v: torch.Tensor,
     k_scale: torch.Tensor | None,
     v_scale: torch.Tensor | None,
+    k_zero: torch.Tensor | None,
+    v_zero: torch.Tensor | None,
     block_table: torch.Tensor | None,
     lengths: list[int] | None,
+    kv_format: str,
     int_bits: int,
+    window: int,
+    sink_tokens: int,
 ) -> torch.Tensor:
     module = native()
     if module is None:
         raise ImportError(NOT_BUILT)
-    _check(q, k, v, k_scale, v_scale, block_table)
+    kind = stored_as(kv_format)
+    _check(q, k, v, kv_format, (k_scale, k_zero), (v_scale, v_zero), block_table)
     torch.get_num_threads()  # gives OpenMP torch's count on this Python thread
     batch, q_heads, k_dim = q.shape
-    kv_heads, v_dim = k.shape[1], v.shape[3]
+    kv_heads, v_dim = k.shape[1], v.shape[3] * kind.per_byte
     pages = (0, 0, 0, 0, 0)
     room = k.shape[2]
     if block_table is not None:
@@ -150,41 +181,45 @@ def _cpu_decode(
         raise ValueError(f"lengths must be at most {room}: {lengths}")
     out = torch.empty(batch, q_heads, v_dim, dtype=q.dtype)
     module.decode(
-        _FORMAT[k.dtype],
-        _FORMAT[q.dtype],
+        _FORMAT[kind.base],
+        _Q_FORMAT[q.dtype],
         int_bits,
-        (batch, kv_heads, q_heads // kv_heads, k_dim, v_dim),
+        (batch, kv_heads, q_heads // kv_heads, k_dim, v_dim, kind.group or 0),
         (q.data_ptr(), q.stride(0), q.stride(1), out.data_ptr()),
-        _address(k),
-        _address(v),
-        _address(k_scale),
-        _address(v_scale),
+        (_address(k), _address(k_scale), _address(k_zero)),
+        (_address(v), _address(v_scale), _address(v_zero)),
         pages,
         lengths,
+        (window, sink_tokens),
     )
     return out
+
+
+# The scales and the zero points of K or of V.
+_Sides = tuple[torch.Tensor | None, torch.Tensor | None]
 
 
 def _check(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    k_scale: torch.Tensor | None,
-    v_scale: torch.Tensor | None,
+    kv_format: str,
+    of_k: _Sides,
+    of_v: _Sides,
     block_table: torch.Tensor | None,
 ) -> None:
     """What KVView and the backend have checked, for those who call the operator itself."""
+    kind = stored_as(kv_format)
     if q.dim() != 3 or k.dim() != 4 or v.dim() != 4 or k.shape[:3] != v.shape[:3]:
         raise ValueError(f"q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)} do not fit")
-    if q.shape[2] != k.shape[3] or not k.shape[1] or q.shape[1] % k.shape[1]:
+    if q.shape[2] != k.shape[3] * kind.per_byte or not k.shape[1] or q.shape[1] % k.shape[1]:
         raise ValueError(f"q {list(q.shape)} is not of a cache with k {list(k.shape)}")
-    if k.dtype != v.dtype or k.dtype not in _FORMAT or q.dtype not in _FORMAT:
-        raise ValueError(f"no kernel for q {q.dtype}, k {k.dtype}, v {v.dtype}")
+    if {k.dtype, v.dtype} != {kind.dtype} or q.dtype not in _Q_FORMAT:
+        raise ValueError(f"no kernel for q {q.dtype}, k {k.dtype}, v {v.dtype} as {kv_format}")
     if any(x.stride(-1) != 1 for x in (q, k, v)):
         raise ValueError("the elements of a row must lie next to each other")
-    for scale in (k_scale, v_scale):
-        if scale is not None and (scale.shape != k.shape[:3] or scale.dtype != torch.float16):
-            raise ValueError("scales must be float16, one a row")
+    for sides, cache in ((of_k, k), (of_v, v)):
+        _check_sides(sides, kind, cache)
     if block_table is None:
         sequences = k.shape[0]
     elif block_table.dim() != 2 or block_table.dtype != torch.int32:
@@ -195,6 +230,22 @@ def _check(
         raise ValueError(f"{q.shape[0]} queries for {sequences} sequences")
 
 
+def _check_sides(sides: _Sides, kind: Stored, cache: torch.Tensor) -> None:
+    wanted = list(cache.shape[:3])
+    if kind.group is not None:
+        wanted.append(kind.groups(cache.shape[3] * kind.per_byte))
+    needed = (kind.scaled, kind.group is not None)
+    for name, side, must in zip(("scales", "zero points"), sides, needed, strict=True):
+        if (side is not None) != must:
+            raise ValueError(f"{kind.base} has {'' if must else 'no '}{name}")
+        if side is None:
+            continue
+        if list(side.shape) != wanted or side.dtype != torch.float16:
+            raise ValueError(f"{name} must be float16 {wanted}")
+        if side.dim() == 4 and side.shape[3] > 1 and side.stride(3) != 1:
+            raise ValueError(f"the {name} of a token must lie next to each other")
+
+
 def _address(tensor: torch.Tensor | None) -> tuple[int, int, int, int]:
     if tensor is None:
         return (0, 0, 0, 0)
@@ -202,15 +253,19 @@ def _address(tensor: torch.Tensor | None) -> tuple[int, int, int, int]:
     return (tensor.data_ptr(), outer, head, token)
 
 
-def _like_query(q: torch.Tensor, _k: torch.Tensor, v: torch.Tensor, *_: object) -> torch.Tensor:
-    return torch.empty((*q.shape[:2], v.shape[3]), dtype=q.dtype, device=q.device)
+def _like_query(
+    q: torch.Tensor, _k: torch.Tensor, v: torch.Tensor, *others: object
+) -> torch.Tensor:
+    per_byte = stored_as(str(others[6])).per_byte  # kv_format
+    return torch.empty((*q.shape[:2], v.shape[3] * per_byte), dtype=q.dtype, device=q.device)
 
 
 # torch.library.custom_op would do this in one decorator and add tens of microseconds to a call.
 _library = torch.library.Library("kvgauge", "FRAGMENT")
 _library.define(
     "cpu_decode(Tensor q, Tensor k, Tensor v, Tensor? k_scale, Tensor? v_scale, "
-    "Tensor? block_table, int[]? lengths, int int_bits) -> Tensor"
+    "Tensor? k_zero, Tensor? v_zero, Tensor? block_table, int[]? lengths, str kv_format, "
+    "int int_bits, int window, int sink_tokens) -> Tensor"
 )
 _library.impl("cpu_decode", _cpu_decode, "CPU")
 torch.library.register_fake(_OP, _like_query, lib=_library)

@@ -28,7 +28,7 @@ struct Parts {
   int64_t bytes;  // of one
 
   static int64_t bytes_of(const Problem& p) {
-    return static_cast<int64_t>(sizeof(Part) + sizeof(float) * padded_dim(p.v_dim) * tiled(p.group));
+    return static_cast<int64_t>(sizeof(Part) + sizeof(float) * row_floats(p) * tiled(p.group));
   }
   Part& operator[](int64_t i) const { return *reinterpret_cast<Part*>(first + i * bytes); }
   Parts from(int64_t i) const { return {first + i * bytes, bytes}; }

@@ -28,6 +28,23 @@ struct Avx2 {
       return _mm256_loadu_ps(reinterpret_cast<const float*>(from));
     } else if constexpr (F == Format::int8) {
       return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+    } else if constexpr (F == Format::int4) {
+      int32_t codes;
+      std::memcpy(&codes, from, 4);
+      const __m256i x = _mm256_srlv_epi32(_mm256_set1_epi32(codes), _mm256_set_epi32(28, 24, 20, 16, 12, 8, 4, 0));
+      return _mm256_cvtepi32_ps(_mm256_and_si256(x, _mm256_set1_epi32(15)));
+    } else if constexpr (F == Format::int2) {
+      uint16_t codes;
+      std::memcpy(&codes, from, 2);
+      const __m256i x = _mm256_srlv_epi32(_mm256_set1_epi32(codes), _mm256_set_epi32(14, 12, 10, 8, 6, 4, 2, 0));
+      return _mm256_cvtepi32_ps(_mm256_and_si256(x, _mm256_set1_epi32(3)));
+    } else if constexpr (F == Format::fp8_e4m3 || F == Format::fp8_e5m2) {
+      const __m128i x = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+      if constexpr (F == Format::fp8_e5m2) return _mm256_cvtph_ps(_mm_slli_epi16(x, 8));
+      // Sign, exponent and mantissa where fp16 has them, whose exponents start 8 lower; all ones are NaN.
+      const __m128i half = _mm_and_si128(_mm_slli_epi16(x, 7), _mm_set1_epi16(short(0xbf80)));
+      const __m128i nan = _mm_and_si128(_mm_add_epi16(half, _mm_set1_epi16(0x80)), _mm_set1_epi16(0x4000));
+      return _mm256_mul_ps(_mm256_cvtph_ps(_mm_or_si128(half, nan)), set(256.0f));
     } else {
       const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
       if constexpr (F == Format::fp16) return _mm256_cvtph_ps(x);

@@ -14,23 +14,29 @@
 
 #include "attend.h"
 #include "block.h"
+#include "scales.h"
 
 namespace kvgauge {
 namespace {
 
 constexpr float kInfinity = __builtin_huge_valf();
 
-// Plain arithmetic in fp32, for every format; int8 is converted like the others and its scales are applied to
-// the scores and the weights. Head dims that are known when this is compiled (0: not) are faster.
+// Plain arithmetic in fp32, for every format; codes are converted like other numbers. Of int8 the scales are
+// applied to the scores and the weights, of grouped formats to the elements. Head dims that are known when this
+// is compiled (0: not) are faster.
 template <class Isa, Format F, int KDim, int VDim>
 struct Plain {
   using V = typename Isa::V;
-  static constexpr int kBytes = bytes_of(F);
+  static constexpr int kBits = bits_of(F);
 
   alignas(64) float q[kMaxGroup * (KDim ? KDim : kMaxHeadDim)];
 
   static KVGAUGE_INLINE int k_dim(const Problem& p) { return KDim ? KDim : p.k_dim; }
   static KVGAUGE_INLINE int v_dim(const Problem& p) { return VDim ? VDim : p.v_dim; }
+  static KVGAUGE_INLINE int row_stride(const Problem& p) {
+    return VDim && !is_grouped(F) ? padded_dim(VDim) : row_floats(p);
+  }
+  static constexpr int bytes(int elements) { return elements * kBits / 8; }
 
   // `scaled`: kMaxGroup rows of the query, in fp32.
   void take_query(const Problem& p, const float* scaled) {
@@ -39,9 +45,10 @@ struct Plain {
 
   // Scores of H query heads from `first` on: out[h * kBlock + token].
   template <int H>
-  void scores(const Problem& p, int first, const Block& block, int tokens, float* out) const {
+  void scores(const Problem& p, int first, const Block& block, const Scales<Isa>& scales, int tokens,
+              float* out) const {
     constexpr int T = Isa::kAccumulators / H;
-    const int dims = k_dim(p), v_bytes = v_dim(p) * kBytes;
+    const int dims = k_dim(p), v_bytes = bytes(v_dim(p));
     for (int t = 0; t < tokens; t += T) {
       V acc[H * T];
 #pragma GCC unroll 16
@@ -50,7 +57,8 @@ struct Plain {
       for (int d = 0; d < dims; d += Isa::kLanes) {
         V row[T];
 #pragma GCC unroll 16
-        for (int i = 0; i < T; ++i) row[i] = Isa::template read<F>(block.k[t + i] + d * kBytes);
+        for (int i = 0; i < T; ++i)
+          row[i] = element(p, block.k[t + i], d, scales.k, scales.k_zero, t + i);
 #pragma GCC unroll 4
         for (int h = 0; h < H; ++h) {
           const V x = Isa::load(q + (first + h) * dims + d);
@@ -66,44 +74,55 @@ struct Plain {
       for (int h = 0; h < H; ++h) std::memcpy(out + h * kBlock + t, sum + h * T, T * sizeof(float));
     }
     if constexpr (F == Format::int8)
-      for (int h = 0; h < H; ++h)
-        for (int t = 0; t < tokens; t += Isa::kLanes)
-          Isa::store(out + h * kBlock + t, Isa::mul(Isa::load(out + h * kBlock + t), scale(block.k_scale + t)));
+      for (int h = 0; h < H; ++h) multiply(out + h * kBlock, scales.k[0], tokens);
   }
 
-  // rows += weights * V, for H query heads.
+  // rows += weights * V, for H query heads, `stride` floats apart.
   template <int H>
-  static void add_rows(const Problem& p, float* weights, const Block& block, const Block& next, bool prefetch,
-                       int tokens, float* rows) {
-    const int stride = padded_dim(v_dim(p)), k_bytes = k_dim(p) * kBytes, vectors = v_dim(p) / Isa::kLanes;
+  static void add_rows(const Problem& p, float* weights, const Block& block, const Scales<Isa>& scales,
+                       const Block& next, bool prefetch, int tokens, float* rows, int stride) {
+    const int k_bytes = bytes(k_dim(p)), vectors = v_dim(p) / Isa::kLanes, v_bytes = bytes(v_dim(p));
     constexpr int kFree = Isa::kAccumulators / H;
     constexpr int kFixed = VDim ? VDim / Isa::kLanes : kFree;
     constexpr int C = kFree < kFixed ? kFree : kFixed;
     if constexpr (F == Format::int8)
-      for (int h = 0; h < H; ++h)
-        for (int t = 0; t < tokens; t += Isa::kLanes) {
-          float* w = weights + h * kBlock + t;
-          Isa::store(w, Isa::mul(Isa::load(w), scale(block.v_scale + t)));
-        }
+      for (int h = 0; h < H; ++h) multiply(weights + h * kBlock, scales.v[0], tokens);
     // Few tokens at a time, so that the columns of a row that are not in registers yet are still near. The next
     // K is asked for bit by bit meanwhile: more at once than a core can wait for would hold it up.
     const char* const* ahead = prefetch ? next.k : nullptr;
     for (int some = 0; some < tokens; some += 8) {
       int c = 0;
-      for (; c + C <= vectors; c += C) add_columns<H, C>(weights, block, ahead, some, c, stride, rows);
+      for (; c + C <= vectors; c += C) add_columns<H, C>(p, weights, block, scales, ahead, some, c, stride, rows);
       if constexpr (VDim == 0)
-        for (; c < vectors; ++c) add_columns<H, 1>(weights, block, ahead, some, c, stride, rows);
-      if (prefetch && k_bytes > vectors * Isa::kLanes * kBytes)
-        for (int t = some; t < some + 8; ++t)
-          prefetch_row(next.k[t] + vectors * Isa::kLanes * kBytes, k_bytes - vectors * Isa::kLanes * kBytes);
+        for (; c < vectors; ++c) add_columns<H, 1>(p, weights, block, scales, ahead, some, c, stride, rows);
+      if (prefetch && k_bytes > v_bytes)
+        for (int t = some; t < some + 8; ++t) prefetch_row(next.k[t] + v_bytes, k_bytes - v_bytes);
     }
   }
 
+  // The rows as they are added up are in order already.
+  static void settle(const Problem&, float*) {}
+
  private:
+  // A vector of elements from d on, of the t-th token.
+  static KVGAUGE_INLINE V element(const Problem& p, const char* row, int d, const float (&scale)[kMaxGroups][kBlock],
+                                  const float (&zero)[kMaxGroups][kBlock], int t) {
+    const V x = Isa::template read<F>(row + bytes(d));
+    if constexpr (!is_grouped(F)) return x;
+    const int g = p.group_of[d / kDimStep];
+    return Isa::fma(x, Isa::set(scale[g][t]), Isa::set(zero[g][t]));
+  }
+
+  static KVGAUGE_INLINE void multiply(float* numbers, const float* by, int count) {
+    for (int t = 0; t < count; t += Isa::kLanes)
+      Isa::store(numbers + t, Isa::mul(Isa::load(numbers + t), Isa::load(by + t)));
+  }
+
   // Of eight tokens, C vectors from the c-th on.
   template <int H, int C>
-  static KVGAUGE_INLINE void add_columns(const float* weights, const Block& block, const char* const* ahead, int some,
-                                         int c, int stride, float* rows) {
+  static KVGAUGE_INLINE void add_columns(const Problem& p, const float* weights, const Block& block,
+                                         const Scales<Isa>& scales, const char* const* ahead, int some, int c,
+                                         int stride, float* rows) {
     V acc[H * C];
 #pragma GCC unroll 4
     for (int h = 0; h < H; ++h)
@@ -113,8 +132,9 @@ struct Plain {
     for (int t = some; t < some + 8; ++t) {
       V row[C];
 #pragma GCC unroll 16
-      for (int j = 0; j < C; ++j) row[j] = Isa::template read<F>(block.v[t] + (c + j) * Isa::kLanes * kBytes);
-      if (ahead) prefetch_row(ahead[t] + c * Isa::kLanes * kBytes, C * Isa::kLanes * kBytes);
+      for (int j = 0; j < C; ++j)
+        row[j] = element(p, block.v[t], (c + j) * Isa::kLanes, scales.v, scales.v_zero, t);
+      if (ahead) prefetch_row(ahead[t] + bytes(c * Isa::kLanes), bytes(C * Isa::kLanes));
 #pragma GCC unroll 4
       for (int h = 0; h < H; ++h) {
         const V w = Isa::set(weights[h * kBlock + t]);
@@ -126,10 +146,6 @@ struct Plain {
     for (int h = 0; h < H; ++h)
 #pragma GCC unroll 16
       for (int j = 0; j < C; ++j) Isa::store(rows + h * stride + (c + j) * Isa::kLanes, acc[h * C + j]);
-  }
-
-  static KVGAUGE_INLINE V scale(const uint16_t* half) {
-    return Isa::template read<Format::fp16>(reinterpret_cast<const char*>(half));
   }
 };
 
@@ -188,7 +204,7 @@ KVGAUGE_INLINE void for_tiles(int group, Do each) {
 
 template <class Isa, class Arithmetic>
 void attend(const Problem& p, const Task& task, Parts parts, int64_t apart) {
-  const int k_dim = Arithmetic::k_dim(p), v_dim = Arithmetic::v_dim(p), stride = padded_dim(v_dim);
+  const int k_dim = Arithmetic::k_dim(p), stride = Arithmetic::row_stride(p);
   const int heads_in_tiles = tiled(p.group);
   // Scores in powers of two: exp2 needs no more multiplication.
   const float by = 1.4426950408889634f / std::sqrt(static_cast<float>(k_dim));
@@ -208,6 +224,7 @@ void attend(const Problem& p, const Task& task, Parts parts, int64_t apart) {
   }
 
   alignas(64) float scores[kMaxGroup * kBlock];
+  Scales<Isa> scales;
   // The block at hand and the two after it: head after head, then the next tokens.
   Block blocks[3] = {};
   int64_t to_find = task.first, head_to_find = 0;
@@ -230,20 +247,24 @@ void attend(const Problem& p, const Task& task, Parts parts, int64_t apart) {
       Block& block = blocks[at];
       const Block& next = blocks[(at + 1) % 3];
       find(blocks[(at + 2) % 3], next);
-      if (p.format == Format::int8) block.read_scales(p);
+      if (is_scaled(p.format)) scales.read(p, block);
       Part& part = parts[i * apart];
       const int padded = (block.tokens + 15) / 16 * 16;
       for_tiles(p.group, [&](auto heads, int g) {
-        arithmetic[i].template scores<heads()>(p, g, block, padded, scores + g * kBlock);
+        arithmetic[i].template scores<heads()>(p, g, block, scales, padded, scores + g * kBlock);
       });
       for (int g = 0; g < p.group; ++g)
-        weigh<Isa>(scores + g * kBlock, block.tokens, padded, part.largest[g], part.sum[g], part.rows() + g * stride, v_dim);
+        weigh<Isa>(scores + g * kBlock, block.tokens, padded, part.largest[g], part.sum[g], part.rows() + g * stride,
+                   stride);
       for (int g = p.group; g < heads_in_tiles; ++g)
         std::memset(scores + g * kBlock, 0, sizeof(float) * kBlock);
       for_tiles(p.group, [&](auto heads, int g) {
-        arithmetic[i].template add_rows<heads()>(p, scores + g * kBlock, block, next, g == 0, padded, part.rows() + g * stride);
+        arithmetic[i].template add_rows<heads()>(p, scores + g * kBlock, block, scales, next, g == 0, padded,
+                                                      part.rows() + g * stride, stride);
       });
     }
+  for (int64_t i = 0; i < task.heads; ++i)
+    for (int g = 0; g < p.group; ++g) Arithmetic::settle(p, parts[i * apart].rows() + g * stride);
 }
 
 template <class Isa>
@@ -265,8 +286,8 @@ void write_row(Format dtype, const float* row, int count, char* out) {
 template <class Isa>
 void finish(const Problem& p, int64_t sequence, int64_t head, Parts parts, int64_t count) {
   using V = typename Isa::V;
-  const int dims = p.v_dim, stride = padded_dim(dims);
-  const int64_t row_bytes = static_cast<int64_t>(dims) * bytes_of(p.q_dtype);
+  const int dims = p.v_dim, stride = row_floats(p);
+  const int64_t row_bytes = static_cast<int64_t>(dims) * bits_of(p.q_dtype) / 8;
   char* out = p.out + (sequence * p.heads + head) * p.group * row_bytes;
   alignas(64) float row[kMaxHeadDim];
   for (int g = 0; g < p.group; ++g) {
@@ -293,6 +314,10 @@ Kernels plain_kernels_of(const Problem& p) {
     case Format::fp32: return {attend<Isa, Plain<Isa, Format::fp32, KDim, VDim>>, finish<Isa>};
     case Format::fp16: return {attend<Isa, Plain<Isa, Format::fp16, KDim, VDim>>, finish<Isa>};
     case Format::bf16: return {attend<Isa, Plain<Isa, Format::bf16, KDim, VDim>>, finish<Isa>};
+    case Format::int4: return {attend<Isa, Plain<Isa, Format::int4, KDim, VDim>>, finish<Isa>};
+    case Format::int2: return {attend<Isa, Plain<Isa, Format::int2, KDim, VDim>>, finish<Isa>};
+    case Format::fp8_e4m3: return {attend<Isa, Plain<Isa, Format::fp8_e4m3, KDim, VDim>>, finish<Isa>};
+    case Format::fp8_e5m2: return {attend<Isa, Plain<Isa, Format::fp8_e5m2, KDim, VDim>>, finish<Isa>};
     default: return {attend<Isa, Plain<Isa, Format::int8, KDim, VDim>>, finish<Isa>};
   }
 }

@@ -27,6 +27,14 @@ KVGAUGE_INLINE float float_of_half(uint16_t half) {
   return float_of_bits(sign | bits_of_float(float_of_bits(magnitude << 13) * 0x1p112f));
 }
 
+template <Format F>
+KVGAUGE_INLINE float float_of_byte(uint8_t x) {
+  if (F == Format::fp8_e5m2) return float_of_half(static_cast<uint16_t>(x << 8));
+  // Sign, exponent and mantissa where fp16 has them, whose exponents start 8 lower; all ones are NaN.
+  const int nan = (x & 0x7f) == 0x7f ? 0x7c00 : 0;
+  return float_of_half(static_cast<uint16_t>((x & 0x80) << 8 | (x & 0x7f) << 7 | nan)) * 256.0f;
+}
+
 KVGAUGE_INLINE uint16_t half_of_float(float x) {
   const uint32_t bits = bits_of_float(x), sign = (bits >> 16) & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;
@@ -68,6 +76,15 @@ struct Portable {
     } else if constexpr (F == Format::int8) {
       const signed char* x = reinterpret_cast<const signed char*>(from);
       return V{float(x[0]), float(x[1]), float(x[2]), float(x[3])};
+    } else if constexpr (is_grouped(F)) {
+      constexpr int kBits = bits_of(F);
+      uint16_t codes = 0;
+      std::memcpy(&codes, from, kBits / 2);
+      const auto code = [&](int i) { return float((codes >> (i * kBits)) & ((1 << kBits) - 1)); };
+      return V{code(0), code(1), code(2), code(3)};
+    } else if constexpr (F == Format::fp8_e4m3 || F == Format::fp8_e5m2) {
+      const unsigned char* x = reinterpret_cast<const unsigned char*>(from);
+      return V{float_of_byte<F>(x[0]), float_of_byte<F>(x[1]), float_of_byte<F>(x[2]), float_of_byte<F>(x[3])};
     } else {
       uint16_t x[4];
       std::memcpy(x, from, sizeof(x));

@@ -12,24 +12,26 @@ namespace kvgauge {
 namespace {
 
 constexpr int kBlock = kMaxBlock;
-constexpr int bytes_of(Format format) {
-  return format == Format::fp32 ? 4 : format == Format::int8 ? 1 : 2;
-}
 
 // Rows past the last token are read as this one: what memory holds there may be NaN, or not be ours.
 alignas(64) constexpr char kZeros[kMaxHeadDim * 4] = {};
 
-// The rows of one block of one head, and their scales where there are any.
+// Where scales or zeros of tokens lie, a token `stride` bytes from the next, `groups` fp16 to each.
+struct Halves {
+  const char* first;
+  int64_t stride;
+  int groups;
+};
+
+// The rows of one block of one head.
 struct Block {
   const char* k[kBlock];
   const char* v[kBlock];
-  alignas(64) uint16_t k_scale[kBlock];
-  alignas(64) uint16_t v_scale[kBlock];
   int64_t head, token;
   int tokens;
-  // Tokens that lie one stride apart: where their scales begin.
+  // Tokens that lie one stride apart: where their scales and zeros begin.
   struct Stretch {
-    const char *k_scale, *v_scale;
+    const char *k_scale, *v_scale, *k_zero, *v_zero;
     int tokens;
   } stretches[kBlock];
   int stretch_count;
@@ -50,6 +52,7 @@ struct Block {
         v[done + i] = v_row + i * p.v.token;
       }
       stretches[stretch_count++] = {row_at(p.k_scale, head, run), row_at(p.v_scale, head, run),
+                                    row_at(p.k_zero, head, run), row_at(p.v_zero, head, run),
                                     static_cast<int>(run.tokens)};
       done += static_cast<int>(run.tokens);
     }
@@ -70,7 +73,9 @@ struct Block {
     for (int i = tokens; i < kBlock; ++i) k[i] = v[i] = kZeros;
     for (int i = 0; i < stretch_count; ++i)
       stretches[i] = {other.stretches[i].k_scale + heads * p.k_scale.head,
-                      other.stretches[i].v_scale + heads * p.v_scale.head, other.stretches[i].tokens};
+                      other.stretches[i].v_scale + heads * p.v_scale.head,
+                      other.stretches[i].k_zero + heads * p.k_zero.head,
+                      other.stretches[i].v_zero + heads * p.v_zero.head, other.stretches[i].tokens};
   }
 
   // Ask for the start of each stretch: the look-up of its page of memory then keeps the rest waiting no more.
@@ -80,40 +85,23 @@ struct Block {
         __builtin_prefetch(k[t]);
         __builtin_prefetch(v[t]);
       }
-      if (p.format == Format::int8) {
-        prefetch_scales(stretches[i].k_scale, p.k_scale.token * (stretches[i].tokens - 1));
-        prefetch_scales(stretches[i].v_scale, p.v_scale.token * (stretches[i].tokens - 1));
+      if (is_scaled(p.format)) {
+        prefetch_halves({stretches[i].k_scale, p.k_scale.token, p.k_groups}, stretches[i].tokens);
+        prefetch_halves({stretches[i].v_scale, p.v_scale.token, p.v_groups}, stretches[i].tokens);
+      }
+      if (is_grouped(p.format)) {
+        prefetch_halves({stretches[i].k_zero, p.k_zero.token, p.k_groups}, stretches[i].tokens);
+        prefetch_halves({stretches[i].v_zero, p.v_zero.token, p.v_groups}, stretches[i].tokens);
       }
     }
   }
 
-  void read_scales(const Problem& p) {
-    int done = 0;
-    for (int i = 0; i < stretch_count; ++i) {
-      copy_scales(k_scale + done, stretches[i].k_scale, p.k_scale.token, stretches[i].tokens);
-      copy_scales(v_scale + done, stretches[i].v_scale, p.v_scale.token, stretches[i].tokens);
-      done += stretches[i].tokens;
-    }
-    for (; done < kBlock; ++done) k_scale[done] = v_scale[done] = 0;
-  }
-
  private:
-  static KVGAUGE_INLINE void prefetch_scales(const char* first, int64_t to_last) {
-    __builtin_prefetch(first);
-    if (to_last >= 64) {
-      __builtin_prefetch(first + to_last / 2);
-      __builtin_prefetch(first + to_last);
-    }
-  }
-
-  static void copy_scales(uint16_t* to, const char* from, int64_t stride, int64_t count) {
-    if (stride == 2 && count == 16) {  // the page size that is usual
-      std::memcpy(to, from, 2 * 16);
-    } else if (stride == 2) {
-      std::memcpy(to, from, 2 * static_cast<size_t>(count));
-    } else {
-      for (int64_t i = 0; i < count; ++i) std::memcpy(to + i, from + i * stride, 2);
-    }
+  static KVGAUGE_INLINE void prefetch_halves(Halves at, int tokens) {
+    const int64_t last = at.stride * (tokens - 1) + 2 * at.groups - 1;
+    const int64_t step = last < 1024 ? 64 : last / 4;  // far apart: some of them
+    for (int64_t i = 0; i < last; i += step) __builtin_prefetch(at.first + i);
+    __builtin_prefetch(at.first + last);
   }
 };
 

@@ -28,6 +28,8 @@ constexpr int64_t kKept = 1 << 20;
 // pages, which the core then waits for together.
 constexpr int kBlock = 48;
 constexpr int kPagedBlock = 64;
+// Rows are short, and much is done once a block.
+constexpr int kGroupedBlock = 128;
 
 Kernels kernels_of(const Problem& p) {
 #if defined(__x86_64__)
@@ -37,10 +39,26 @@ Kernels kernels_of(const Problem& p) {
   return kernels_portable(p);
 }
 
+// The tokens of a sequence that are seen: those before `sinks_end`, and those from `first` on.
+struct Seen {
+  int64_t sinks_end, first, length;
+  int64_t tokens() const { return sinks_end + length - first; }
+};
+
+std::vector<Seen> seen(const std::vector<int64_t>& lengths, int64_t window, int64_t sinks) {
+  std::vector<Seen> all;
+  for (int64_t length : lengths) {
+    const int64_t first = window == 0 || window >= length ? 0 : length - window;
+    all.push_back(first <= sinks ? Seen{0, 0, length} : Seen{sinks, first, length});
+  }
+  return all;
+}
+
 // Where a head's tokens are not in one piece, a token's heads are near to each other, and are read one after
 // the other: else each page of memory would be looked up once a head.
-int64_t heads_together(const Problem& p, const std::vector<int64_t>& lengths) {
-  const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
+int64_t heads_together(const Problem& p, const std::vector<Seen>& sequences) {
+  int64_t longest = 0;
+  for (const Seen& s : sequences) longest = std::max(longest, s.length);
   const bool apart = p.page_size > 0 || p.k.head < longest * p.k.token;
   return apart ? std::min<int64_t>(p.heads, kMaxTaskHeads) : 1;
 }
@@ -58,21 +76,21 @@ struct Plan {
   int64_t parts = 0;
   Parts results{nullptr, 0};
 
-  void make(const Problem& p, const std::vector<int64_t>& lengths, int threads) {
+  void make(const Problem& p, const std::vector<Seen>& sequences, int threads) {
     pieces.clear();
     left.clear();
     parts = 0;
     if (p.batch == 0 || p.heads == 0) return;
-    const int64_t together = heads_together(p, lengths);
+    const int64_t together = heads_together(p, sequences);
     int64_t total = 0;
-    for (int64_t length : lengths) total += length * ((p.heads + together - 1) / together);
+    for (const Seen& s : sequences) total += s.tokens() * ((p.heads + together - 1) / together);
     const int64_t wanted = threads * kPiecesPerThread;
     const int64_t longest = std::max(kLeastPiece, (total + wanted - 1) / wanted);
     for (int64_t b = 0; b < p.batch; ++b) {
-      const int64_t count = threads == 1 ? 1 : (lengths[b] + longest - 1) / longest;
-      const int64_t size = ((lengths[b] + count - 1) / count + 63) / 64 * 64;
-      for (int64_t h = 0; h < p.heads; h += together)
-        add({b, h, std::min(together, p.heads - h), 0, lengths[b]}, size);
+      const Seen& s = sequences[b];
+      const int64_t count = threads == 1 ? 1 : (s.length - s.first + longest - 1) / longest;
+      const int64_t size = ((s.length - s.first + count - 1) / count + 63) / 64 * 64;
+      for (int64_t h = 0; h < p.heads; h += together) add(s, {b, h, std::min(together, p.heads - h), 0, 0}, size);
     }
     results.bytes = Parts::bytes_of(p);
     const int64_t needed = parts * results.bytes;
@@ -92,23 +110,22 @@ struct Plan {
   std::unique_ptr<char, Free> memory;
   int64_t room = 0;  // bytes
 
-  void add(const Task& whole, int64_t size) {
-    const int64_t count = (whole.last + size - 1) / size;
+  void add(const Seen& seen, Task task, int64_t size) {
+    const int64_t with_sinks = seen.sinks_end > 0, count = with_sinks + (seen.length - seen.first + size - 1) / size;
     for (int64_t i = 0; i < count; ++i) {
-      Task task = whole;
-      task.first = i * size;
-      task.last = std::min(whole.last, task.first + size);
+      task.first = i < with_sinks ? 0 : seen.first + (i - with_sinks) * size;
+      task.last = i < with_sinks ? seen.sinks_end : std::min(seen.length, task.first + size);
       pieces.push_back({task, i, count, parts, static_cast<int64_t>(left.size())});
     }
     left.push_back(static_cast<int>(count));
-    parts += count * whole.heads;
+    parts += count * task.heads;
   }
 };
 
-void run(const Problem& p, const std::vector<int64_t>& lengths) {
+void run(const Problem& p, const std::vector<Seen>& sequences) {
   thread_local Plan plan;
   Plan& mine = plan;  // the tasks run on other threads
-  mine.make(p, lengths, thread_count());
+  mine.make(p, sequences, thread_count());
   const Kernels kernels = kernels_of(p);
   run_tasks(static_cast<int64_t>(mine.pieces.size()), [&](int64_t i) {
     const Piece& piece = mine.pieces[i];
@@ -139,8 +156,10 @@ Rows rows_of(const Tensor& tensor, int element) {
   return {pointer<const char>(address), outer * element, head * element, token * element};
 }
 
-// batch, kv_heads, group, k_dim, v_dim
-using Sizes = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>;
+// batch, kv_heads, group, k_dim, v_dim, and elements to a scale (0: a row)
+using Sizes = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
+// K or V: its rows, their scales and zeros.
+using Cache = std::tuple<Tensor, Tensor, Tensor>;
 // address of q, strides of sequences and heads in elements, address of out
 using Queries = std::tuple<uintptr_t, int64_t, int64_t, uintptr_t>;
 // address, entries a sequence, elements from one sequence's to the next, pages, tokens a page
@@ -157,18 +176,31 @@ void check_pages(const Problem& p, int64_t entries, int64_t pages, const std::ve
   }
 }
 
-void decode(int format, int q_dtype, int int_bits, const Sizes& sizes, const Queries& queries, const Tensor& k,
-            const Tensor& v, const Tensor& k_scale, const Tensor& v_scale, const Pages& pages,
-            const std::vector<int64_t>& lengths) {
-  require(format >= 0 && format <= 3, "unknown format");
+// What is seen of each sequence: the last `window` tokens (0: all) and the first `sinks`.
+using Window = std::tuple<int64_t, int64_t>;
+
+void take_groups(Problem& p, int64_t elements) {
+  p.group_elements = static_cast<int>(elements);
+  p.k_groups = p.v_groups = 1;
+  if (!is_grouped(p.format)) return;
+  require(elements >= kDimStep && elements % kDimStep == 0, "groups must be multiples of 16 elements");
+  p.group_elements = static_cast<int>(std::min<int64_t>(elements, kMaxHeadDim));
+  p.k_groups = (p.k_dim + p.group_elements - 1) / p.group_elements;
+  p.v_groups = (p.v_dim + p.group_elements - 1) / p.group_elements;
+  for (int i = 0; i < kMaxGroups; ++i) p.group_of[i] = static_cast<uint8_t>(i * kDimStep / p.group_elements);
+}
+
+void decode(int format, int q_dtype, int int_bits, const Sizes& sizes, const Queries& queries, const Cache& k,
+            const Cache& v, const Pages& pages, const std::vector<int64_t>& lengths, const Window& window) {
+  require(format >= 0 && format < kFormats, "unknown format");
   require(q_dtype >= 0 && q_dtype <= 2, "queries must be fp32, fp16 or bf16");
-  require(format == 3 || format == q_dtype, "queries must be of the cache's dtype");
+  require(format > 2 || format == q_dtype, "queries must be of the cache's dtype");
   require(int_bits == 16 || int_bits == 8, "int_bits must be 16 or 8");
   Problem p{};
   p.format = static_cast<Format>(format);
   p.q_dtype = static_cast<Format>(q_dtype);
   p.int_bits = int_bits;
-  const auto [batch, kv_heads, group, k_dim, v_dim] = sizes;
+  const auto [batch, kv_heads, group, k_dim, v_dim, group_elements] = sizes;
   for (int64_t dim : {k_dim, v_dim})
     require(dim >= kDimStep && dim <= kMaxHeadDim && dim % kDimStep == 0, "head dims must be multiples of 16 up to 256");
   require(group >= 1 && group <= (1 << 20), "a K/V head must have query heads");
@@ -182,26 +214,32 @@ void decode(int format, int q_dtype, int int_bits, const Sizes& sizes, const Que
   p.heads = kv_heads * p.groups;
   p.k_dim = static_cast<int>(k_dim);
   p.v_dim = static_cast<int>(v_dim);
-  const int q_bytes = p.q_dtype == Format::fp32 ? 4 : 2;
+  take_groups(p, group_elements);
+  const int q_bytes = bits_of(p.q_dtype) / 8;
   const auto [q, q_sequence, q_head, out] = queries;
   p.q = pointer<const char>(q);
   p.q_sequence = q_sequence * q_bytes;
   p.q_head = q_head * q_bytes;
   p.out = pointer<char>(out);
-  const int bytes = p.format == Format::fp32 ? 4 : p.format == Format::int8 ? 1 : 2;
-  p.k = rows_of(k, bytes);
-  p.v = rows_of(v, bytes);
-  p.k_scale = rows_of(k_scale, 2);
-  p.v_scale = rows_of(v_scale, 2);
-  require(p.format != Format::int8 || (p.k_scale.data && p.v_scale.data), "an int8 cache needs scales");
+  const int bytes = std::max(1, bits_of(p.format) / 8);  // of what the tensor counts
+  p.k = rows_of(std::get<0>(k), bytes);
+  p.v = rows_of(std::get<0>(v), bytes);
+  p.k_scale = rows_of(std::get<1>(k), 2);
+  p.v_scale = rows_of(std::get<1>(v), 2);
+  p.k_zero = rows_of(std::get<2>(k), 2);
+  p.v_zero = rows_of(std::get<2>(v), 2);
+  require(!is_scaled(p.format) || (p.k_scale.data && p.v_scale.data), "a cache of integers needs scales");
+  require(!is_grouped(p.format) || (p.k_zero.data && p.v_zero.data), "a cache in groups needs zeros");
   const auto [table, entries, table_row, page_count, page_size] = pages;
   require(page_size >= 0 && (page_size == 0) == (table == 0), "a block table and a page size belong together");
   p.table = pointer<const int32_t>(table);
   p.table_row = table_row;
   p.page_size = page_size;
-  p.block_tokens = page_size ? kPagedBlock : kBlock;
+  p.block_tokens = is_grouped(p.format) ? kGroupedBlock : page_size ? kPagedBlock : kBlock;
   if (page_size) check_pages(p, entries, page_count, lengths);
-  run(p, lengths);
+  const auto [last, sinks] = window;
+  require(last >= 0 && sinks >= 0, "a window must not be negative");
+  run(p, seen(lengths, last, sinks));
 }
 
 }  // namespace
@@ -210,8 +248,8 @@ void decode(int format, int q_dtype, int int_bits, const Sizes& sizes, const Que
 void register_decode(nanobind::module_& m) {
   namespace nb = nanobind;
   m.def("decode", &kvgauge::decode, nb::arg("format"), nb::arg("q_dtype"), nb::arg("int_bits"), nb::arg("sizes"),
-        nb::arg("queries"), nb::arg("k"), nb::arg("v"), nb::arg("k_scale"), nb::arg("v_scale"), nb::arg("pages"),
-        nb::arg("lengths"), nb::call_guard<nb::gil_scoped_release>(),
+        nb::arg("queries"), nb::arg("k"), nb::arg("v"), nb::arg("pages"), nb::arg("lengths"), nb::arg("window"),
+        nb::call_guard<nb::gil_scoped_release>(),
         "Attention of one new token a sequence. The caller vouches for the addresses, strides and lengths: "
         "they are checked for what can be seen from here, which is not the size of the tensors.");
 }

@@ -1,0 +1,64 @@
+// The scales and zeros of the block at hand, in fp32. Included by attend_impl.h, and like it in an anonymous
+// namespace.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "block.h"
+
+namespace kvgauge {
+namespace {
+
+// Group by group, and of each group token by token; of int8 a row is one group, and of plain formats there is
+// nothing. Past the block's tokens everything is 0.
+template <class Isa>
+struct Scales {
+  using Table = float[kMaxGroups][kBlock];
+  alignas(64) Table k, v, k_zero, v_zero;
+
+  void read(const Problem& p, const Block& block) {
+    read(block, p.k_groups, p.k_scale.token, &Block::Stretch::k_scale, k);
+    read(block, p.v_groups, p.v_scale.token, &Block::Stretch::v_scale, v);
+    if (!is_grouped(p.format)) return;
+    read(block, p.k_groups, p.k_zero.token, &Block::Stretch::k_zero, k_zero);
+    read(block, p.v_groups, p.v_zero.token, &Block::Stretch::v_zero, v_zero);
+  }
+
+ private:
+  static void read(const Block& block, int groups, int64_t stride, const char* Block::Stretch::*where, Table& to) {
+    alignas(64) uint16_t half[kMaxGroups][kBlock];
+    int done = 0;
+    for (int i = 0; i < block.stretch_count; ++i) {
+      split({block.stretches[i].*where, stride, groups}, block.stretches[i].tokens, half, done);
+      done += block.stretches[i].tokens;
+    }
+    for (int g = 0; g < groups; ++g) {
+      for (int t = done; t < kBlock; ++t) half[g][t] = 0;
+      for (int t = 0; t < kBlock; t += Isa::kLanes)
+        Isa::store(to[g] + t, Isa::template read<Format::fp16>(reinterpret_cast<const char*>(half[g] + t)));
+    }
+  }
+
+  // From token by token to group by group, from token `at` on.
+  static KVGAUGE_INLINE void split(Halves from, int tokens, uint16_t (&to)[kMaxGroups][kBlock], int at) {
+    if (from.stride == 2 && tokens == 16) {  // the page size that is usual
+      std::memcpy(to[0] + at, from.first, 2 * 16);
+    } else if (from.stride == 2) {
+      std::memcpy(to[0] + at, from.first, 2 * static_cast<size_t>(tokens));
+    } else if (from.stride == 4 && from.groups == 2) {
+      for (int t = 0; t < tokens; ++t) {
+        uint32_t both;
+        std::memcpy(&both, from.first + 4 * t, 4);
+        to[0][at + t] = static_cast<uint16_t>(both);
+        to[1][at + t] = static_cast<uint16_t>(both >> 16);
+      }
+    } else {
+      for (int t = 0; t < tokens; ++t)
+        for (int g = 0; g < from.groups; ++g) std::memcpy(&to[g][at + t], from.first + t * from.stride + 2 * g, 2);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace kvgauge

@@ -1,0 +1,105 @@
+"""The native kernels over formats of few bits, 8-bit floats and windows: checks, and odd numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from kernels_for_tests import FLOAT8, error, make_query, make_view, naive_decode
+from kvgauge_kernels import BACKENDS, KVView, oracle_decode
+from kvgauge_kernels.cpu.native_module import native
+
+built = pytest.mark.skipif(native() is None, reason="the native kernels are not built")
+
+
+@built
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"k_scale": None}, "int4 has scales"),
+        ({"v_zero": None}, "int4 has zero points"),
+        ({"k_scale": torch.ones(1, 4, 9).half()}, r"scales must be float16 \[1, 4, 9, 2\]"),
+        ({"v_scale": torch.ones(1, 4, 9, 2)}, "scales must be float16"),
+        ({"v_zero": torch.ones(1, 4, 2, 9).half().mT}, "next to each other"),
+        ({"kv_format": "int4-g24"}, "scales must be"),
+        ({"kv_format": "int2"}, "is not of a cache"),
+    ],
+)
+def test_the_operator_checks_groups_too(change: dict[str, Any], says: str) -> None:
+    codes, side = torch.zeros(1, 4, 9, 64, dtype=torch.uint8), torch.ones(1, 4, 9, 2).half()
+    given: dict[str, Any] = {
+        "q": torch.ones(1, 4, 128), "k": codes, "v": codes, "k_scale": side, "v_scale": side,
+        "k_zero": side, "v_zero": side, "block_table": None, "lengths": None,
+        "kv_format": "int4", "int_bits": 16, "window": 0, "sink_tokens": 0,
+    }  # fmt: skip
+    assert torch.equal(torch.ops.kvgauge.cpu_decode(**given), torch.ones(1, 4, 128))
+    with pytest.raises(ValueError, match=says):
+        torch.ops.kvgauge.cpu_decode(**{**given, **change})
+
+
+@built
+def test_groups_that_are_no_multiple_of_16_are_refused_with_the_reason() -> None:
+    view = make_view("int4-g24", k_dim=64)
+    assert "groups of 24: cpu takes multiples of 16" in str(
+        BACKENDS["cpu"].supports(view, torch.float32)
+    )
+
+
+@built
+@pytest.mark.parametrize("fmt", list(FLOAT8))
+def test_all_codes_of_an_eight_bit_float(level: str, fmt: str) -> None:
+    codes = torch.arange(256, dtype=torch.uint8).view(FLOAT8[fmt])
+    finite = torch.isfinite(codes.float())
+    v = codes.view(1, 16, 1, 16)
+    view = KVView(torch.zeros_like(v), v, fmt)
+    out = BACKENDS["cpu"].decode(torch.zeros(1, 16, 16), view)  # one token: its value is the result
+    as_value, expected = out.view(-1), codes.float()
+    assert torch.equal(as_value[finite], expected[finite])
+    assert torch.equal(as_value.isnan(), expected.isnan())
+    assert torch.equal(as_value.isinf(), expected.isinf())
+
+
+@built
+@pytest.mark.parametrize("name", ["cpu", "cpu-q8"])
+@pytest.mark.parametrize("fmt", ["int4", "int2"])
+@pytest.mark.parametrize("sign", ["negative", "zero", "not a number"])
+def test_scales_that_are_no_steps(level: str, name: str, fmt: str, sign: str) -> None:
+    view = make_view(fmt, tokens=90, k_dim=128)
+    assert view.v_scale is not None
+    if name == "cpu-q8" and level != "avx512":
+        pytest.skip("cpu-q8 is for AVX-512")
+    wrong = {"negative": -0.5, "zero": 0.0, "not a number": float("nan")}[sign]
+    view.v_scale[:, 0, 17, 1] = wrong
+    q = make_query(view, 4, torch.float32)
+    out, expected = BACKENDS[name].decode(q, view), oracle_decode(q, view)
+    assert torch.equal(out.isnan(), expected.isnan())
+    assert out.isnan().any() == (sign == "not a number")
+    known = ~expected.isnan()
+    assert (out[known] - expected[known]).abs().max() < 3e-2 * expected[known].abs().max()
+
+
+@built
+@pytest.mark.parametrize("sinks", [0, 4, 100])
+@pytest.mark.parametrize("window", [1, 64, 500, 5000])
+def test_a_window_and_sinks(window: int, sinks: int) -> None:
+    whole = make_view("fp32", tokens=900)
+    view = replace(whole, window=window, sink_tokens=sinks)
+    q = make_query(view, 4, torch.float32)
+    assert error(BACKENDS["cpu"].decode(q, view), naive_decode(q, view)) < 1e-5
+    seen = sorted({*range(min(sinks, 900)), *range(max(0, 900 - window), 900)})
+    cut = replace(whole, k=whole.k[:, :, seen], v=whole.v[:, :, seen])
+    assert error(BACKENDS["cpu"].decode(q, view), oracle_decode(q, cut)) < 1e-5
+
+
+def test_backends_without_windows_say_so() -> None:
+    view = replace(make_view("fp32"), window=8)
+    for name in ("eager", "sdpa-math", "sdpa-flash"):
+        assert "a sliding window" in str(BACKENDS[name].supports(view, torch.float32))
+    with pytest.raises(ValueError, match="prefill has no sliding window"):
+        BACKENDS["cpu"].prefill(make_query(view, 2, torch.float32, 3), view)
+    for wrong in ({"window": 0}, {"window": None, "sink_tokens": 3}, {"sink_tokens": -1}):
+        with pytest.raises(ValueError, match=r"window|sink"):
+            replace(view, **wrong)
