@@ -151,11 +151,16 @@ dims = one_dim.map(lambda n: (n, n)) | st.tuples(one_dim, one_dim)
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     fmt = draw(st.sampled_from(FORMATS))
+    large = (
+        st.just((576, 512))
+        if "-g" not in fmt and fmt not in ("int4", "int2")
+        else one_dim.map(lambda n: (n, n))
+    )
     length = st.integers(1, 300) | st.integers(1, 10_000 if draw(st.integers(0, 9)) == 0 else 70)
     return Case(
         fmt,
         DTYPES.get(fmt) or draw(st.sampled_from(list(DTYPES.values()))),
-        *draw(dims),
+        *draw(dims | large),
         draw(st.integers(1, 3)),
         draw(st.integers(1, 16) | st.integers(17, 40)),
         tuple(draw(st.lists(length, min_size=1, max_size=3))),

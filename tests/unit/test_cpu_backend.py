@@ -47,7 +47,7 @@ def test_version_names_the_instructions(level: str) -> None:
     [
         ("cpu", make_view("fp16"), torch.float32, "cache of float16 with queries of float32"),
         ("cpu", make_view("fp32", k_dim=24), torch.float32, "head_dim 24"),
-        ("cpu", make_view("fp32", k_dim=64, v_dim=272), torch.float32, "head_dim 272"),
+        ("cpu", make_view("fp32", k_dim=64, v_dim=592), torch.float32, "head_dim 592"),
         ("cpu", make_view("fp32", k_dim=64, v_dim=128), torch.float32, None),
         ("cpu", make_view("int8"), torch.float64, "queries of torch.float64"),
         ("cpu-q8", make_view("fp16"), torch.float16, "format fp16: it reads int2, int4, int8"),

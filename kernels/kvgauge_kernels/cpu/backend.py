@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import metadata
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ from kvgauge_kernels.stored import (
 from kvgauge_kernels.view import SDPA_OPS, KVView
 
 # The native code's own limits (native/view.h).
-_DIM_STEP, _MAX_DIM = 16, 256
+_DIM_STEP, _MAX_DIM, _MAX_GROUPED_DIM = 16, 576, 256
 # As the native code numbers them (native/view.h).
 _FORMAT = {
     "fp32": 0, "fp16": 1, "bf16": 2, "int8": 3, "int4": 4, "int2": 5, "fp8_e4m3": 6, "fp8_e5m2": 7
@@ -75,17 +76,16 @@ class CpuBackend:
         refusal = view.refusal(q_dtype, self.formats, ("contiguous", "paged"), windows=True)
         if refusal is not None:
             return refusal
+        group = stored_as(view.format).group
+        most = _MAX_DIM if group is None else _MAX_GROUPED_DIM
         for dim in (view.k_dim, view.v_dim):
-            if dim % _DIM_STEP or not 0 < dim <= _MAX_DIM:
-                return (
-                    f"head_dim {dim}: {self.name} takes multiples of {_DIM_STEP} up to {_MAX_DIM}"
-                )
+            if dim % _DIM_STEP or not 0 < dim <= most:
+                return f"head_dim {dim}: {self.name} takes multiples of {_DIM_STEP} up to {most}"
         module = native()
         if self._int_bits == 8 and module is not None and module.level() != "avx512":
             return f"{self.name} needs AVX-512 with VNNI, not {module.level()}"
         if q_dtype not in _Q_FORMAT:
             return f"queries of {q_dtype}: {self.name} takes fp32, fp16 and bf16"
-        group = stored_as(view.format).group
         if group is not None and group % _DIM_STEP:
             return f"groups of {group}: {self.name} takes multiples of {_DIM_STEP} elements"
         if any(x.dtype != torch.float16 for n, x in view.tensors().items() if n not in ("k", "v")):
@@ -94,14 +94,27 @@ class CpuBackend:
 
     def decode(self, q: torch.Tensor, view: KVView) -> torch.Tensor:
         """See AttentionBackend. Above 16 query heads to one K/V head the cache is read again for each 16."""
+        out: torch.Tensor = torch.ops.kvgauge.cpu_decode(*self._arguments(q, view, q.dtype))
+        return out
+
+    def decode_part(self, q: torch.Tensor, view: KVView) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attention over a part of each sequence, to be merged with that over the rest.
+
+        The result in fp32 `[batch, q_heads, v_dim]`, and of each query head the logarithm of the sum of
+        its exponentiated scores, fp32 `[batch, q_heads]`. q as in `decode`, or fp32. Raises as `decode`.
+        """
+        stored = PLAIN_DTYPE.get(view.format, q.dtype) if q.dtype == torch.float32 else q.dtype
+        arguments = self._arguments(q.float(), view, stored)
+        out: tuple[torch.Tensor, torch.Tensor] = torch.ops.kvgauge.cpu_decode_part(*arguments)
+        return out
+
+    def _arguments(self, q: torch.Tensor, view: KVView, q_dtype: torch.dtype) -> tuple[Any, ...]:
         view.group(q)
-        reason = self.available(q.device) or self.supports(view, q.dtype)
+        reason = self.available(q.device) or self.supports(view, q_dtype)
         if reason is not None:
             raise ValueError(f"backend {self.name}: {reason}")
-        if q.stride(2) != 1:
-            q = q.contiguous()
-        out: torch.Tensor = torch.ops.kvgauge.cpu_decode(
-            q,
+        return (
+            q if q.stride(2) == 1 else q.contiguous(),
             view.k,
             view.v,
             _whole_rows(view.k_scale),
@@ -115,7 +128,6 @@ class CpuBackend:
             view.window or 0,
             view.sink_tokens,
         )
-        return out
 
     def prefill(self, q: torch.Tensor, view: KVView) -> torch.Tensor:
         """See AttentionBackend; torch's sdpa-flash or sdpa-math. Raises ValueError for a window."""
@@ -143,7 +155,15 @@ def _whole_rows(side: torch.Tensor | None) -> torch.Tensor | None:
     return side.contiguous()
 
 
-def _cpu_decode(
+def _cpu_decode(*arguments: Any) -> torch.Tensor:
+    return _run(*arguments, with_lse=False)[0]
+
+
+def _cpu_decode_part(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return _run(*arguments, with_lse=True)
+
+
+def _run(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -157,7 +177,9 @@ def _cpu_decode(
     int_bits: int,
     window: int,
     sink_tokens: int,
-) -> torch.Tensor:
+    *,
+    with_lse: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
     module = native()
     if module is None:
         raise ImportError(NOT_BUILT)
@@ -180,19 +202,20 @@ def _cpu_decode(
     elif max(lengths, default=0) > room:
         raise ValueError(f"lengths must be at most {room}: {lengths}")
     out = torch.empty(batch, q_heads, v_dim, dtype=q.dtype)
+    lse = torch.empty((batch, q_heads) if with_lse else 0, dtype=torch.float32)
     module.decode(
         _FORMAT[kind.base],
         _Q_FORMAT[q.dtype],
         int_bits,
         (batch, kv_heads, q_heads // kv_heads, k_dim, v_dim, kind.group or 0),
-        (q.data_ptr(), q.stride(0), q.stride(1), out.data_ptr()),
+        (q.data_ptr(), q.stride(0), q.stride(1), out.data_ptr(), lse.data_ptr() if with_lse else 0),
         (_address(k), _address(k_scale), _address(k_zero)),
         (_address(v), _address(v_scale), _address(v_zero)),
         pages,
         lengths,
         (window, sink_tokens),
     )
-    return out
+    return out, lse
 
 
 # The scales and the zero points of K or of V.
@@ -260,12 +283,20 @@ def _like_query(
     return torch.empty((*q.shape[:2], v.shape[3] * per_byte), dtype=q.dtype, device=q.device)
 
 
+def _part_like_query(q: torch.Tensor, *others: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return _like_query(q, *others), torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+
+
 # torch.library.custom_op would do this in one decorator and add tens of microseconds to a call.
 _library = torch.library.Library("kvgauge", "FRAGMENT")
-_library.define(
-    "cpu_decode(Tensor q, Tensor k, Tensor v, Tensor? k_scale, Tensor? v_scale, "
-    "Tensor? k_zero, Tensor? v_zero, Tensor? block_table, int[]? lengths, str kv_format, "
-    "int int_bits, int window, int sink_tokens) -> Tensor"
+_ARGUMENTS = (
+    "Tensor q, Tensor k, Tensor v, Tensor? k_scale, Tensor? v_scale, Tensor? k_zero, "
+    "Tensor? v_zero, Tensor? block_table, int[]? lengths, str kv_format, int int_bits, "
+    "int window, int sink_tokens"
 )
+_library.define(f"cpu_decode({_ARGUMENTS}) -> Tensor")
+_library.define(f"cpu_decode_part({_ARGUMENTS}) -> (Tensor, Tensor)")
 _library.impl("cpu_decode", _cpu_decode, "CPU")
+_library.impl("cpu_decode_part", _cpu_decode_part, "CPU")
 torch.library.register_fake(_OP, _like_query, lib=_library)
+torch.library.register_fake("kvgauge::cpu_decode_part", _part_like_query, lib=_library)

@@ -302,6 +302,7 @@ void finish(const Problem& p, int64_t sequence, int64_t head, Parts parts, int64
       for (int d = 0; d < dims; d += Isa::kLanes)
         Isa::store(row + d, Isa::fma(Isa::set(share), Isa::load(parts[i].rows() + g * stride + d), Isa::load(row + d)));
     }
+    if (p.lse) p.lse[(sequence * p.heads + head) * p.group + g] = (largest + std::log2(sum)) * 0.6931471805599453f;
     const V by = Isa::set(1.0f / sum);
     for (int d = 0; d < dims; d += Isa::kLanes) Isa::store(row + d, Isa::mul(by, Isa::load(row + d)));
     write_row<Isa>(p.q_dtype, row, dims, out + g * row_bytes);

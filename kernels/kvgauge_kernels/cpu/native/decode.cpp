@@ -160,8 +160,8 @@ Rows rows_of(const Tensor& tensor, int element) {
 using Sizes = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
 // K or V: its rows, their scales and zeros.
 using Cache = std::tuple<Tensor, Tensor, Tensor>;
-// address of q, strides of sequences and heads in elements, address of out
-using Queries = std::tuple<uintptr_t, int64_t, int64_t, uintptr_t>;
+// address of q, strides of sequences and heads in elements, addresses of out and (or 0) of the sums
+using Queries = std::tuple<uintptr_t, int64_t, int64_t, uintptr_t, uintptr_t>;
 // address, entries a sequence, elements from one sequence's to the next, pages, tokens a page
 using Pages = std::tuple<uintptr_t, int64_t, int64_t, int64_t, int64_t>;
 
@@ -194,15 +194,16 @@ void decode(int format, int q_dtype, int int_bits, const Sizes& sizes, const Que
             const Cache& v, const Pages& pages, const std::vector<int64_t>& lengths, const Window& window) {
   require(format >= 0 && format < kFormats, "unknown format");
   require(q_dtype >= 0 && q_dtype <= 2, "queries must be fp32, fp16 or bf16");
-  require(format > 2 || format == q_dtype, "queries must be of the cache's dtype");
   require(int_bits == 16 || int_bits == 8, "int_bits must be 16 or 8");
   Problem p{};
   p.format = static_cast<Format>(format);
   p.q_dtype = static_cast<Format>(q_dtype);
   p.int_bits = int_bits;
   const auto [batch, kv_heads, group, k_dim, v_dim, group_elements] = sizes;
+  const int64_t most = is_grouped(p.format) ? kMaxGroupedDim : kMaxHeadDim;
   for (int64_t dim : {k_dim, v_dim})
-    require(dim >= kDimStep && dim <= kMaxHeadDim && dim % kDimStep == 0, "head dims must be multiples of 16 up to 256");
+    require(dim >= kDimStep && dim <= most && dim % kDimStep == 0,
+            "head dims must be multiples of 16, up to 576, or 256 in groups");
   require(group >= 1 && group <= (1 << 20), "a K/V head must have query heads");
   require(batch >= 0 && kv_heads >= 0, "sizes must not be negative");
   require(static_cast<int64_t>(lengths.size()) == batch, "there must be one length a sequence");
@@ -216,11 +217,12 @@ void decode(int format, int q_dtype, int int_bits, const Sizes& sizes, const Que
   p.v_dim = static_cast<int>(v_dim);
   take_groups(p, group_elements);
   const int q_bytes = bits_of(p.q_dtype) / 8;
-  const auto [q, q_sequence, q_head, out] = queries;
+  const auto [q, q_sequence, q_head, out, lse] = queries;
   p.q = pointer<const char>(q);
   p.q_sequence = q_sequence * q_bytes;
   p.q_head = q_head * q_bytes;
   p.out = pointer<char>(out);
+  p.lse = pointer<float>(lse);
   const int bytes = std::max(1, bits_of(p.format) / 8);  // of what the tensor counts
   p.k = rows_of(std::get<0>(k), bytes);
   p.v = rows_of(std::get<0>(v), bytes);

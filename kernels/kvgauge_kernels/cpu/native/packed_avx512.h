@@ -39,7 +39,7 @@ template <int Bits, int RowBytes, int Bytes>
 struct Packed {
   static constexpr int kFields = 8 / Bits;  // of a byte
   static constexpr int kWordElements = 4 * kFields;
-  static constexpr int kMaxRow = RowBytes ? RowBytes : kMaxHeadDim / kFields;
+  static constexpr int kMaxRow = RowBytes ? RowBytes : kMaxGroupedDim / kFields;
   static constexpr int kChunks = (kMaxRow + 63) / 64;
   static constexpr float kMiddle = 1 << (Bits - 1);  // of the codes: numbers are mostly on both sides of 0
   static constexpr float kLevels = Bytes == 2 ? 65535.0f : 255.0f;        // of a weight, from 0 on
@@ -217,7 +217,7 @@ struct Packed {
     }
   };
 
-  static constexpr int row_room() { return (kMaxHeadDim / kFields + 63) / 64 * 64 * kFields + 16 * kMaxGroups; }
+  static constexpr int row_room() { return (kMaxGroupedDim / kFields + 63) / 64 * 64 * kFields + 16 * kMaxGroups; }
 
   // Where the sum of element d lies among the floats of a row, in copy s.
   static KVGAUGE_INLINE int place(const Problem& p, int d, int s) {
@@ -384,11 +384,11 @@ struct Packed {
   template <int H>
   static void add_plainly(const Problem& p, float* weights, const Block& block, const Scales<Avx512>& scales,
                           int tokens, float* rows, int stride) {
-    alignas(64) float sums[H * kMaxHeadDim] = {};
+    alignas(64) float sums[H * kMaxGroupedDim] = {};
     Plain<Avx512, Bits == 4 ? Format::int4 : Format::int2, 0, 0>::template add_rows<H>(
-        p, weights, block, scales, block, false, tokens, sums, kMaxHeadDim);
+        p, weights, block, scales, block, false, tokens, sums, kMaxGroupedDim);
     for (int h = 0; h < H; ++h)
-      for (int d = 0; d < v_dim(p); ++d) rows[h * stride + place(p, d, 0)] += sums[h * kMaxHeadDim + d];
+      for (int d = 0; d < v_dim(p); ++d) rows[h * stride + place(p, d, 0)] += sums[h * kMaxGroupedDim + d];
   }
 };
 

@@ -22,11 +22,12 @@ constexpr bool is_scaled(Format format) { return format == Format::int8 || is_gr
 
 constexpr int kMaxGroup = 16;
 constexpr int kMaxBlock = 128;
-constexpr int kMaxHeadDim = 256;
+constexpr int kMaxHeadDim = 576;  // MLA's latent and rope part
+constexpr int kMaxGroupedDim = 256;
 // Numbers of a row are taken in whole vectors of the widest kind.
 constexpr int kDimStep = 16;
 // Groups hold whole vectors too.
-constexpr int kMaxGroups = kMaxHeadDim / kDimStep;
+constexpr int kMaxGroups = kMaxGroupedDim / kDimStep;
 // What is computed on is padded to the bytes of such a vector.
 constexpr int padded_dim(int dim) { return (dim + 63) / 64 * 64; }
 
@@ -49,6 +50,7 @@ struct Problem {
   const char* q;
   int64_t q_sequence, q_head;  // bytes
   char* out;                   // [batch, q_heads, v_dim], contiguous
+  float* lse;                  // [batch, q_heads], contiguous: ln of the sum of e^score; null where not asked for
   Rows k, v;
   // fp16: of int8 one scale a row; of grouped formats `k_groups` and `v_groups` a row, next to each other, and as
   // many zeros. Strides as those of the rows.
