@@ -56,7 +56,7 @@ struct Block {
                                     static_cast<int>(run.tokens)};
       done += static_cast<int>(run.tokens);
     }
-    for (; done < kBlock; ++done) k[done] = v[done] = kZeros;
+    for (; done < p.block_tokens; ++done) k[done] = v[done] = kZeros;
   }
 
   // The same tokens of another head.
@@ -66,11 +66,11 @@ struct Block {
     tokens = other.tokens;
     stretch_count = other.stretch_count;
     const int64_t heads = head - other.head;
-    for (int i = 0; i < kBlock; ++i) {
+    for (int i = 0; i < tokens; ++i) {
       k[i] = other.k[i] + heads * p.k.head;
       v[i] = other.v[i] + heads * p.v.head;
     }
-    for (int i = tokens; i < kBlock; ++i) k[i] = v[i] = kZeros;
+    for (int i = tokens; i < p.block_tokens; ++i) k[i] = v[i] = kZeros;
     for (int i = 0; i < stretch_count; ++i)
       stretches[i] = {other.stretches[i].k_scale + heads * p.k_scale.head,
                       other.stretches[i].v_scale + heads * p.v_scale.head,
