@@ -14,7 +14,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdou
 _FIELDS = {
     "profile": "profile", "suite": "suites", "model": "models", "backend": "backends",
     "kv_format": "kv_formats", "think": "think_tokens", "batch": "batches",
-    "cache_state": "cache_states", "launch": "launches", "budget_s": "budget_s", "seed": "seed",
+    "cache_state": "cache_states", "launch": "launches", "page_size": "page_sizes",
+    "budget_s": "budget_s", "seed": "seed",
     "try_oversize": "try_oversize",
 }  # fmt: skip
 
@@ -35,6 +36,10 @@ def run(
     ] = None,
     launch: Annotated[
         list[str] | None, typer.Option(help="stream or graph: how a GPU gets a decode step.")
+    ] = None,
+    page_size: Annotated[
+        list[int] | None,
+        typer.Option(help="Caches in pages of so many tokens, beside contiguous ones."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     require_device: Annotated[str | None, typer.Option(help="Exit 2 on another kind.")] = None,
@@ -63,6 +68,7 @@ def run(
         "backends": tuple(backend or ()), "kv_formats": tuple(kv_format or ()),
         "think_tokens": tuple(think or ()), "batches": tuple(batch or ()),
         "cache_states": tuple(cache_state or ()), "launches": tuple(launch or ()),
+        "page_sizes": tuple(page_size or ()),
         "budget_s": budget_s, "seed": seed, "try_oversize": try_oversize,
     }  # fmt: skip
     manner = run_command.Manner(isolate, timeout_s, only_list=only_list, as_json=as_json)

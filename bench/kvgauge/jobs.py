@@ -18,6 +18,7 @@ from kvgauge.traces.types import Trace
 from kvgauge_kernels.stored import STORED_FORMATS, is_stored
 
 MAX_BATCH = 1_000_000
+MAX_PAGE_SIZE = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Options:
     batches: tuple[int, ...] = ()
     cache_states: tuple[CacheState, ...] = ()
     launches: tuple[Launch, ...] = ()
+    page_sizes: tuple[int, ...] = ()
     budget_s: float | None = None
     seed: int = 0
     try_oversize: bool = False
@@ -54,7 +56,16 @@ class Options:
     def narrowed(self) -> bool:
         """Whether the profile's own choice was changed by hand."""
         chosen = (self.suites, self.models, self.backends, self.kv_formats)
-        return any((*chosen, self.think_tokens, self.batches, self.cache_states, self.launches))
+        return any(
+            (
+                *chosen,
+                self.think_tokens,
+                self.batches,
+                self.cache_states,
+                self.launches,
+                self.page_sizes,
+            )
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -118,6 +129,9 @@ def _request(
     for batch in options.batches:
         if not 1 <= batch <= MAX_BATCH:
             raise UserError(f"--batch {batch}: must be between 1 and {MAX_BATCH}")
+    for size in options.page_sizes:
+        if not 1 <= size <= MAX_PAGE_SIZE:
+            raise UserError(f"--page-size {size}: must be between 1 and {MAX_PAGE_SIZE} tokens")
     for tokens in options.think_tokens:
         if tokens < 1:
             raise UserError(f"--think {tokens}: must be at least 1")
@@ -132,6 +146,7 @@ def _request(
         layers_timed=chosen.layers_timed,
         explicit_formats=bool(options.kv_formats),
         cache_states=options.cache_states or ("cold",),
+        page_sizes=options.page_sizes,
         launches=options.launches or _launches(chosen, device_kind),
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from kvgauge.devices.types import Device
 from kvgauge.errors import UserError, short
-from kvgauge.jobs import Job, Jobs
+from kvgauge.jobs import MAX_PAGE_SIZE, Job, Jobs
 from kvgauge.runner import Settings, go_on, new_manifest
 from kvgauge.schema import Cell, Criterion, Record, Run
 from kvgauge.shapes.types import ModelShape
@@ -127,6 +127,8 @@ def _planned(cell: Cell, shape: ModelShape, cell_id: str, device: Device) -> Cel
         raise UserError(f"record: {cell.depth_tokens} tokens: must be at least 1")
     if cell.layers_timed is not None and cell.layers_timed < 1:
         raise UserError(f"record: {cell.layers_timed} layers timed: must be at least 1")
+    if cell.page_size is not None and not 1 <= cell.page_size <= MAX_PAGE_SIZE:
+        raise UserError(f"record: pages of {cell.page_size} tokens: 1 to {MAX_PAGE_SIZE}")
     trace = Trace(cell.prompt_tokens, cell.think_tokens, cell.answer_tokens)
     request = Request(
         device_kind=device.ref.kind,
@@ -139,6 +141,7 @@ def _planned(cell: Cell, shape: ModelShape, cell_id: str, device: Device) -> Cel
         explicit_formats=True,
         cache_states=(cell.cache_state,),
         launches=(cell.launch,),
+        page_sizes=() if cell.page_size is None else (cell.page_size,),
     )
     for plan in suites()[cell.suite].plans(request):
         if plan.cell.cell_id == cell_id:

@@ -30,6 +30,7 @@ class DequantSdpa:
     kernel_ops = FLASH_OPS
     forbidden_ops = SdpaFlash.forbidden_ops
     formats = frozenset({"int8", *GROUPED_BITS, *FLOAT8_DTYPE})
+    layouts = frozenset({"contiguous"})
 
     def __init__(self) -> None:
         self._second_pass = SdpaFlash()

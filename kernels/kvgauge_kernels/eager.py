@@ -20,6 +20,7 @@ class Eager:
     kernel_ops = ("aten::bmm",)
     forbidden_ops = SDPA_OPS
     formats = PLAIN_FORMATS
+    layouts = frozenset({"contiguous"})
 
     def version(self) -> str:
         """torch's."""

@@ -26,6 +26,7 @@ class FlashAttn:
     kernel_ops: tuple[str, ...] = ()
     forbidden_ops = (*SDPA_OPS, "aten::bmm")
     formats = frozenset({"fp16", "bf16"})
+    layouts = frozenset({"contiguous"})
 
     def version(self) -> str:
         """flash-attn's; raises ImportError where it is absent."""

@@ -21,6 +21,7 @@ class Reference:
     kernel_ops = ("aten::mm",)
     forbidden_ops = SDPA_OPS
     formats = PLAIN_FORMATS | {*FLOAT8_DTYPE, "int8", *GROUPED_BITS}
+    layouts = frozenset({"contiguous", "paged"})
 
     def version(self) -> str:
         """torch's."""

@@ -35,6 +35,7 @@ class SdpaMath:
     kernel_ops = MATH_OPS
     forbidden_ops = FLASH_OPS + OTHER_FUSED_OPS
     formats = PLAIN_FORMATS
+    layouts = frozenset({"contiguous"})
 
     def version(self) -> str:
         """torch's."""
@@ -72,6 +73,7 @@ class SdpaFlash:
     kernel_ops = FLASH_OPS
     forbidden_ops = (*MATH_OPS, *OTHER_FUSED_OPS, "aten::bmm")
     formats = PLAIN_FORMATS
+    layouts = frozenset({"contiguous"})
 
     def version(self) -> str:
         """torch's."""

@@ -293,7 +293,12 @@ class AttentionBackend(Protocol):
 
     @property
     def formats(self) -> frozenset[str]:
-        """KV formats that the backend reads at all, on whatever machine."""
+        """KV formats that the backend reads at all, on whatever machine; groups by their base name."""
+        ...
+
+    @property
+    def layouts(self) -> frozenset[str]:
+        """The layouts that it reads: contiguous, paged."""
         ...
 
     def version(self) -> str:

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvgauge.caches.codec import Rows, quantize, quantize_int8
 from kvgauge.caches.contiguous import ContiguousCache, allocate
 from kvgauge.errors import UnsupportedLayout
 from kvgauge.formats import kv_format
 from kvgauge.formula.held import request_bytes
 from kvgauge.shapes.types import LayerShape
+from kvgauge_kernels.quantize import Rows, quantize, quantize_int8
 from kvgauge_kernels.stored import STORED_FORMATS, numbers, stored_as
 from shapes_for_tests import gqa
 
@@ -120,8 +120,8 @@ def test_a_row_of_codes_that_does_not_fill_its_bytes_is_refused() -> None:
 
 
 def test_a_layer_without_heads_is_refused_by_name() -> None:
-    layer = LayerShape("mla", q_heads=8, latent_dim=64, rope_dim=8)
-    with pytest.raises(UnsupportedLayout, match=r"layer\.kind=mla"):
+    layer = LayerShape("mla", q_heads=8, latent_dim=64, rope_dim=8, index_dim=16)
+    with pytest.raises(UnsupportedLayout, match=r"layer\.kind=mla.*without an index"):
         allocate([layer], batch=1, tokens=1, kv_format="fp16", device=CPU)
 
 

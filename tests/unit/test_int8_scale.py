@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from kvgauge.caches.codec import quantize_int8
+from kvgauge_kernels.quantize import quantize_int8
 
 
 def stored_and_scale(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,6 @@
-"""A real contiguous KV cache: one K and one V tensor a layer, allocated, filled and counted.
+"""A real KV cache in one piece a sequence: a K and a V tensor a layer, allocated, filled and counted.
+
+MLA's layers have one tensor of latents, which is K, and of which V is a part.
 
 Nothing here knows the formula: sizes come out of torch's own allocation.
 """
@@ -6,19 +8,20 @@ Nothing here knows the formula: sizes come out of torch's own allocation.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from kvgauge.caches.codec import Rows, quantize
 from kvgauge.errors import UnsupportedLayout
 from kvgauge.shapes.types import LayerShape
 from kvgauge_kernels import KVView
+from kvgauge_kernels.quantize import Rows, quantize
 from kvgauge_kernels.stored import stored_as
 
 # A prime number of random rows, copied over and over: random data at the speed of a copy, and no
 # period that lines up with pages or heads.
 _POOL_ROWS = 4099
+_HELD = "a cache holds K and V heads, or latents without an index and not in groups"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +35,16 @@ class LayerCache:
     v: Rows
 
     def tensors(self) -> Iterator[torch.Tensor]:
-        """Every tensor that the layer owns."""
+        """Every tensor that the layer owns; V's too where it is a part of K's."""
         yield from self.k.tensors()
         yield from self.v.tensors()
+
+    @property
+    def latent(self) -> bool:
+        """Whether V is a part of K, as in MLA."""
+        return (
+            self.k.codes.untyped_storage().data_ptr() == self.v.codes.untyped_storage().data_ptr()
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +67,11 @@ class ContiguousCache:
             v_zero=c.v.zero,
         )
 
+    @property
+    def layer_count(self) -> int:
+        """Layers."""
+        return len(self.layers)
+
     def storage_bytes(self) -> int:
         """Bytes of the distinct storages behind all tensors."""
         storages = {
@@ -69,9 +84,10 @@ class ContiguousCache:
     def fill(self, generator: torch.Generator) -> None:
         """Write random data over everything, so that every page is really there."""
         for layer in self.layers:
-            _fill(self.format, layer.k, generator, spread=0.0)
+            _fill(self.format, layer.k, generator, spread=float(layer.latent))
             # Were every copy of the pool alike, attention over one of them would be that over all.
-            _fill(self.format, layer.v, generator, spread=1.0)
+            if not layer.latent:
+                _fill(self.format, layer.v, generator, spread=1.0)
 
 
 def allocate(
@@ -88,16 +104,21 @@ def allocate(
     OutOfMemoryError (or MemoryError) where the device is full.
     """
     return ContiguousCache(
-        kv_format, tuple(_layer(shape, batch, tokens, kv_format, device) for shape in layers)
+        kv_format,
+        tuple(allocate_layer(shape, batch, tokens, kv_format, device) for shape in layers),
     )
 
 
-def _layer(
+def allocate_layer(
     shape: LayerShape, batch: int, tokens: int, kv_format: str, device: torch.device
 ) -> LayerCache:
-    if shape.kind not in ("full", "sliding"):
-        raise UnsupportedLayout("layer.kind", shape.kind, "a contiguous cache holds K and V heads")
+    """One layer's tensors, uninitialized; raises as `allocate`."""
     kept = tokens if shape.window is None else min(tokens, shape.window)
+    if shape.kind == "mla" and not shape.index_dim and not stored_as(kv_format).group:
+        latents = _empty((batch, 1, kept), shape.latent_dim + shape.rope_dim, kv_format, device)
+        return LayerCache(latents, replace(latents, codes=latents.codes[..., : shape.latent_dim]))
+    if shape.kind not in ("full", "sliding"):
+        raise UnsupportedLayout("layer.kind", shape.kind, _HELD)
     rows = (batch, shape.kv_heads, kept)
     return LayerCache(
         _empty(rows, shape.k_dim, kv_format, device), _empty(rows, shape.v_dim, kv_format, device)

@@ -61,6 +61,8 @@ class Cell:
         parts = [self.suite, self.model, f"{self.depth_tokens} tokens", self.kv_format]
         if self.batch > 1:
             parts.append(f"batch {self.batch}")
+        if self.page_size is not None:
+            parts.append(f"pages of {self.page_size}")
         if self.backend:
             parts.append(self.backend)
         if self.cache_state != "cold":

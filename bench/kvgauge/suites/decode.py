@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from kvgauge.caches.contiguous import ContiguousCache, allocate
+from kvgauge.caches.layouts import allocate_for
 from kvgauge.devices.types import Device
 from kvgauge.formats import kv_format
 from kvgauge.formula.moved import Operation, decode_operations, total_bytes, total_flops
@@ -29,7 +29,7 @@ from kvgauge.suites.types import (
     does_not_fit,
     trace_cell,
 )
-from kvgauge_kernels import BACKENDS, AttentionBackend
+from kvgauge_kernels import BACKENDS, AttentionBackend, KVView
 from kvgauge_kernels.stored import PLAIN_DTYPE, stored_as
 
 # What a quantized cache is computed in: the dtype that present models are trained in.
@@ -73,6 +73,7 @@ class Decode:
                     layers_timed=min(request.layers_timed, len(shape.layers)),
                     cache_state=cache_state,
                     launch=launch,
+                    **layout,
                 ),
                 shape,
             )
@@ -80,8 +81,11 @@ class Decode:
             for batch in request.batches
             for trace in request.traces
             for fmt in request.kv_formats
+            for layout in request.layouts()
             for name in names
-            if name in BACKENDS and stored_as(fmt).base in BACKENDS[name].formats
+            if name in BACKENDS
+            and stored_as(fmt).base in BACKENDS[name].formats
+            and layout.get("layout", "contiguous") in BACKENDS[name].layouts
             for cache_state in request.cache_states
             for launch in request.launches
         ]
@@ -195,37 +199,26 @@ def input_work(
     generator = torch.Generator().manual_seed(context.seed)
     work, cache_bytes = [], 0
     for _ in range(sets):
-        cache = _filled_cache(plan, context, generator)
+        layers = plan.shape.layers[: plan.cell.layers_timed]
+        cache = allocate_for(plan.cell, layers, context.device.torch_device)
+        cache.fill(generator)
         cache_bytes = cache.storage_bytes()
         # Layers may differ in heads and dims: a query for each.
-        layers = tuple(
-            (_random_query(plan, layer, context, generator), cache.view(layer))
-            for layer in range(len(cache.layers))
+        queries_and_views = tuple(
+            (_random_query(plan, layer, cache.view(layer), generator), cache.view(layer))
+            for layer in range(cache.layer_count)
         )
-        work.append(Work(backend, layers))
+        work.append(Work(backend, queries_and_views))
     return work, cache_bytes
 
 
-def _filled_cache(plan: CellPlan, context: Context, generator: torch.Generator) -> ContiguousCache:
-    cell = plan.cell
-    cache = allocate(
-        plan.shape.layers[: cell.layers_timed],
-        batch=cell.batch,
-        tokens=cell.depth_tokens,
-        kv_format=cell.kv_format,
-        device=context.device.torch_device,
-    )
-    cache.fill(generator)
-    return cache
-
-
 def _random_query(
-    plan: CellPlan, index: int, context: Context, generator: torch.Generator
+    plan: CellPlan, index: int, view: KVView, generator: torch.Generator
 ) -> torch.Tensor:
-    layer, fmt = plan.shape.layers[index], plan.cell.kv_format
-    dtype = PLAIN_DTYPE.get(fmt, COMPUTE_DTYPE_OF_QUANTIZED)
-    q = torch.randn(plan.cell.batch, layer.q_heads, layer.k_dim, generator=generator)
-    return q.to(dtype).to(context.device.torch_device)
+    dtype = PLAIN_DTYPE.get(plan.cell.kv_format, COMPUTE_DTYPE_OF_QUANTIZED)
+    heads = plan.shape.layers[index].q_heads
+    q = torch.randn(plan.cell.batch, heads, view.k_dim, generator=generator)
+    return q.to(dtype).to(view.k.device)
 
 
 def _scratch_bytes(plan: CellPlan) -> int:

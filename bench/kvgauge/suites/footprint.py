@@ -7,10 +7,11 @@ system (CPU) must agree within a stated share once the cache is large enough for
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
-from kvgauge.caches import contiguous
+from kvgauge.caches.layouts import allocate_for
 from kvgauge.devices.types import Device
 from kvgauge.errors import UserError
 from kvgauge.measure.validity import Fault, bytes_fault
@@ -45,11 +46,14 @@ class Footprint:
     def plans(self, request: Request) -> Sequence[CellPlan]:
         """Every model, format, batch and depth; the smallest first."""
         plans = [
-            CellPlan(trace_cell(self.name, "memory", shape, fmt, trace, batch), shape)
+            CellPlan(
+                replace(trace_cell(self.name, "memory", shape, fmt, trace, batch), **layout), shape
+            )
             for shape in request.models
             for fmt in request.kv_formats
             for batch in request.batches
             for trace in request.traces
+            for layout in request.layouts()
         ]
         return sorted(plans, key=cell_kv_bytes)
 
@@ -91,17 +95,11 @@ class Footprint:
 
 
 def _count(plan: CellPlan, context: Context) -> Measurement:
-    device, cell = context.device, plan.cell
+    device = context.device
     generator = torch.Generator().manual_seed(context.seed)
     before, driver_before = device.memory_bytes(), device.driver_bytes()
     has_peak = device.reset_peak()
-    cache = contiguous.allocate(
-        plan.shape.layers,
-        batch=cell.batch,
-        tokens=cell.depth_tokens,
-        kv_format=cell.kv_format,
-        device=device.torch_device,
-    )
+    cache = allocate_for(plan.cell, plan.shape.layers, device.torch_device)
     cache.fill(generator)
     peak = device.peak_bytes() if has_peak else None
     memory = device.memory_use()

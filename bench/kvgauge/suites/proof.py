@@ -107,15 +107,16 @@ def prove_again(
     `step` is the work's own or a graph of it; `step_s` is what it took. All values are turned to their
     negatives for it, and the output with them: an answer that was kept is then a wrong one.
     """
-    zeros = [_negate_values(view) for _q, view in work.layers]
+    zeros = [_negate_values(q, view) for q, view in work.layers]
     outputs: list[torch.Tensor] = []
     seen = observe_ops(lambda: outputs.extend(step()))
     first = [output.clone() for output in outputs]
     time.sleep(min(max(step_s, _LEAST_WAIT_S), _MOST_WAIT_S))
     late = max(relative_error(a, b.double()) for a, b in zip(first, outputs, strict=True))
     error = max(relative_error(a, -b) for a, b in zip(first, expected.own, strict=True))
-    for (_q, view), zero in zip(work.layers, zeros, strict=True):
+    for (q, view), zero in zip(work.layers, zeros, strict=True):
         _turn(view.v)
+        _turn(_query_of_values(q, view))
         if view.v_zero is not None and zero is not None:
             view.v_zero.copy_(zero)  # its negative was rounded
     if step != work.step:  # a graph's replay dispatches no operator
@@ -144,7 +145,11 @@ def look(work: Work, expected: Expected) -> tuple[tuple[int, ...], float]:
         query = _query_towards(q, view, tokens)
         before = work.backend.decode(query, view).clone()
         errors.append(relative_error(before, right))
-        own = [view.v[:, :, token, turn :: len(tokens)] for turn, token in enumerate(tokens)]
+        own = [
+            row[:, turn :: len(tokens)]
+            for turn, token in enumerate(tokens)
+            for row in _token_rows(view, view.v, token)
+        ]
         for row in own:
             _turn(row)
         after = work.backend.decode(query, view)
@@ -169,9 +174,27 @@ def _turn(rows: torch.Tensor) -> None:
         rows.neg_()
 
 
-def _negate_values(view: KVView) -> torch.Tensor | None:
-    """Turn all values to their negatives; the zeros that they had, which `_turn` does not bring back."""
+def _token_rows(view: KVView, of: torch.Tensor, token: int) -> list[torch.Tensor]:
+    """Of one of the view's tensors that token of each sequence, `[kv_heads, ...]`; not copies."""
+    if view.block_table is None or view.page_size is None:
+        return [of[b, :, token] for b in range(view.batch)]
+    pages = view.block_table[:, token // view.page_size].tolist()
+    return [of[page, :, token % view.page_size] for page in pages]
+
+
+def _query_of_values(q: torch.Tensor, view: KVView) -> torch.Tensor:
+    """The part of the query that meets V, where V is a part of K (MLA); else none of it."""
+    shared = view.k.untyped_storage().data_ptr() == view.v.untyped_storage().data_ptr()
+    return q[..., : view.v_dim if shared else 0]
+
+
+def _negate_values(q: torch.Tensor, view: KVView) -> torch.Tensor | None:
+    """Turn all values to their negatives; the zeros that they had, which `_turn` does not bring back.
+
+    Where they are a part of the keys the query is turned with them, so that scores stay what they are.
+    """
     _turn(view.v)
+    _turn(_query_of_values(q, view))
     if view.v_zero is None or view.v_scale is None:
         return None
     # Code c has become `last - c`: the negative is that times the scale, from `-zero - last * scale` on.
@@ -192,7 +215,8 @@ def _one_of_each_shape(work: Work) -> tuple[int, ...]:
 
 
 def _tokens_to_look_at(q: torch.Tensor, view: KVView) -> tuple[int, ...]:
-    tokens = dict.fromkeys((view.tokens - 1, 0, view.tokens // 2))
+    length = view.length(0)
+    tokens = dict.fromkeys((length - 1, 0, length // 2))
     return tuple(tokens)[: min(q.shape[1], view.v.shape[3])]
 
 
@@ -209,7 +233,10 @@ def _query_towards(q: torch.Tensor, view: KVView, tokens: tuple[int, ...]) -> to
     keys = []
     for head in range(q.shape[1]):
         kv_head, token = head // view.group(q), tokens[head % len(tokens)]
-        row = {name: x[:, kv_head, token] for name, x in view.tensors().items()}
+        row = {
+            name: torch.stack([each[kv_head] for each in _token_rows(view, x, token)])
+            for name, x in view.tensors().items()
+        }
         keys.append(
             numbers(row["k"], row.get("k_scale"), row.get("k_zero"), view.format, torch.float32)
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from kvgauge.devices.probe import DeviceProbe
 from kvgauge.devices.types import Device
@@ -44,6 +44,13 @@ class Request:
     """Whether the formats were asked for by name rather than by the profile."""
     cache_states: tuple[CacheState, ...] = ("cold",)
     launches: tuple[Launch, ...] = ("stream",)
+    page_sizes: tuple[int, ...] = ()
+    """Of paged caches, beside contiguous ones."""
+
+    def layouts(self) -> tuple[dict[str, Any], ...]:
+        """What a cell says of each layout that is asked for."""
+        paged = ({"layout": "paged", "page_size": size} for size in self.page_sizes)
+        return ({}, *paged)
 
 
 @dataclass(frozen=True, slots=True)

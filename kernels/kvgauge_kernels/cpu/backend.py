@@ -47,6 +47,7 @@ class CpuBackend:
 
     kernel_ops = (_OP,)
     forbidden_ops = SDPA_OPS
+    layouts = frozenset({"contiguous", "paged"})
 
     def __init__(self, int_bits: int = 16) -> None:
         self.name = "cpu" if int_bits == 16 else "cpu-q8"

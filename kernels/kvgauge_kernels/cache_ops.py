@@ -1,0 +1,86 @@
+"""What happens to a cache between steps: tokens appended, tokens kept and the rest dropped, pages copied.
+
+Each moves bytes and computes nothing but the quantization of an appended token, so torch's indexed copies
+serve; all tensors of a view are treated alike. Positions are those in a sequence, not in memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from kvgauge_kernels.quantize import Rows, quantize
+from kvgauge_kernels.view import KVView
+
+
+def append(view: KVView, k: torch.Tensor, v: torch.Tensor) -> KVView:
+    """Quantize one more token of each sequence into the room behind its last; nothing is allocated.
+
+    k: `[batch, kv_heads, k_dim]`, v: `[batch, kv_heads, v_dim]` floats; the view must have `lengths`.
+    Returns the view with each length one longer. Raises ValueError where there is no room, or the
+    shapes are not the cache's.
+    """
+    if view.lengths is None or max(view.lengths) >= view.tokens:
+        raise ValueError(f"no room for a token more in {view.tokens}: lengths {view.lengths}")
+    for name, rows, dim in (("k", k, view.k_dim), ("v", v, view.v_dim)):
+        if list(rows.shape) != [view.batch, view.kv_heads, dim]:
+            raise ValueError(
+                f"{name} must be {[view.batch, view.kv_heads, dim]}: {list(rows.shape)}"
+            )
+    outer, inside = _places(view, torch.tensor(view.lengths, device=view.k.device)[:, None])
+    new = {**_named("k", quantize(k, view.format)), **_named("v", quantize(v, view.format))}
+    for name, tensor in view.tensors().items():
+        # An index on both sides of a slice comes first: [batch, kv_heads, ...].
+        tensor[outer[:, 0], :, inside[:, 0]] = new[name].to(tensor.device)
+    return replace(view, lengths=tuple(n + 1 for n in view.lengths))
+
+
+def keep(view: KVView, kept: torch.Tensor) -> KVView:
+    """Eviction: move the tokens that stay to the front, in place; returns the shorter view.
+
+    kept: int64 `[batch, n]`, the positions that stay, rising in each row. K/V heads keep the same
+    tokens. Raises ValueError for positions that do not rise or are not there.
+    """
+    lengths = torch.tensor([view.length(b) for b in range(view.batch)], device=kept.device)
+    if kept.dim() != 2 or kept.shape[0] != view.batch or not kept.shape[1]:
+        raise ValueError(f"kept must be [{view.batch}, at least 1]: {list(kept.shape)}")
+    if bool((kept[:, 1:] <= kept[:, :-1]).any() or (kept[:, 0] < 0).any()):
+        raise ValueError("the positions that stay must rise, from 0 on")
+    if bool((kept[:, -1] >= lengths).any()):
+        raise ValueError(f"a position that stays is past the end: lengths {lengths.tolist()}")
+    n = kept.shape[1]
+    outer_from, inside_from = _places(view, kept)
+    front = torch.arange(n, device=kept.device).expand(view.batch, n)
+    outer_to, inside_to = _places(view, front)
+    for tensor in view.tensors().values():
+        tensor[outer_to, :, inside_to] = tensor[outer_from, :, inside_from]
+    return replace(view, lengths=(n,) * view.batch)
+
+
+def copy_pages(view: KVView, source: torch.Tensor, target: torch.Tensor) -> None:
+    """Copy whole pages of a paged cache, scales and zeros with them: int64 page numbers `[n]` each.
+
+    What a fork needs of the page that it is about to write into. Raises ValueError for another layout
+    and where a page is copied onto twice.
+    """
+    if view.layout != "paged":
+        raise ValueError("only a paged cache has pages")
+    if source.shape != target.shape or len(set(target.tolist())) != target.numel():
+        raise ValueError("as many pages to copy as to copy onto, each of those once")
+    for tensor in view.tensors().values():
+        tensor[target] = tensor[source]
+
+
+def _named(name: str, rows: Rows) -> dict[str, torch.Tensor]:
+    sides = {name: rows.codes, f"{name}_scale": rows.scale, f"{name}_zero": rows.zero}
+    return {key: side for key, side in sides.items() if side is not None}
+
+
+def _places(view: KVView, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of positions `[batch, n]`: the sequence or page, and the token's place in it."""
+    rows = torch.arange(view.batch, device=positions.device)[:, None].expand_as(positions)
+    if view.block_table is None or view.page_size is None:
+        return rows, positions
+    pages = view.block_table.long()[rows, positions // view.page_size]
+    return pages, positions % view.page_size

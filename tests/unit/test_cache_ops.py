@@ -1,0 +1,111 @@
+"""Appending, keeping and copying tokens: against the same done to plain numbers, on both layouts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels_for_tests import as_numbers, as_stored, error, make_query, make_view
+from kvgauge_kernels import BACKENDS, KVView, oracle_decode
+from kvgauge_kernels.cache_ops import append, copy_pages, keep
+
+FORMATS = ["fp32", "bf16", "fp8_e4m3", "int8", "int4", "int2-g32"]
+SIZE = 8  # of a page
+ROW = torch.zeros(2, 2, 64)
+
+
+def paged(view: KVView, order: list[int]) -> KVView:
+    """The same cache in pages, laid out in that order in the pool."""
+    per_row = view.tokens // SIZE
+    pools: dict[str, Any] = {}
+    for name, x in view.tensors().items():
+        parts = [
+            x[b, :, p * SIZE : (p + 1) * SIZE] for b in range(view.batch) for p in range(per_row)
+        ]
+        pool = torch.zeros(len(order), *parts[0].shape).to(x.dtype)
+        for part, page in zip(parts, order, strict=True):
+            pool[page] = part
+        pools[name] = pool
+    table = torch.tensor(order, dtype=torch.int32).view(view.batch, per_row)
+    return KVView(
+        format=view.format, lengths=view.lengths, layout="paged", page_size=SIZE, block_table=table, **pools
+    )  # fmt: skip
+
+
+def both_layouts(fmt: str, lengths: tuple[int, int]) -> list[KVView]:
+    view = make_view(fmt, tokens=40, lengths=lengths)
+    return [
+        view,
+        paged(view, torch.randperm(10, generator=torch.Generator().manual_seed(1)).tolist()),
+    ]
+
+
+def in_pages() -> KVView:
+    return both_layouts("fp32", (1, 1))[1]
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_an_appended_token_is_quantized_like_all_others(fmt: str) -> None:
+    new = torch.randn(2, 2, 64, generator=torch.Generator().manual_seed(9))
+    for view in both_layouts(fmt, (5, 39)):
+        longer = append(view, new, -new)
+        assert longer.lengths == (6, 40)
+        for b, n in enumerate((5, 39)):
+            one = longer.gathered(b)
+            row = new[b, None, :, None]
+            alone = KVView(format=fmt, **as_stored("k", row, fmt), **as_stored("v", -row, fmt))
+            for which in "kv":
+                found = as_numbers(one, which)[0, :, n]
+                step = 0.0 if fmt in FORMATS[:3] else 2e-2 * 15
+                assert abs(found - as_numbers(alone, which)[0, :, 0]).max() <= step
+        q = make_query(longer, 2, torch.float32 if fmt != "bf16" else torch.bfloat16)
+        assert error(BACKENDS["reference"].decode(q, longer), oracle_decode(q, longer)) < 1e-2
+
+
+@given(st.sampled_from(FORMATS), st.sets(st.integers(0, 29), min_size=1), st.integers(0, 10))
+@settings(max_examples=40, deadline=None)
+def test_what_is_kept_is_what_a_cut_cache_holds(fmt: str, kept: set[int], shift: int) -> None:
+    rows = [sorted(kept), [n + shift for n in sorted(kept)]]
+    for view in both_layouts(fmt, (30, 40)):
+        before = [view.gathered(b) for b in range(2)]
+        before = [replace(x, **{n: y.clone() for n, y in x.tensors().items()}) for x in before]  # type: ignore[arg-type]
+        shorter = keep(view, torch.tensor(rows))
+        assert shorter.lengths == (len(kept),) * 2
+        for b in range(2):
+            for name, x in shorter.gathered(b).tensors().items():
+                expected = before[b].tensors()[name][:, :, rows[b]]
+                assert torch.equal(x.float(), expected.float())
+
+
+def test_pages_are_copied_with_their_scales() -> None:
+    for fmt in FORMATS:
+        view = both_layouts(fmt, (40, 40))[1]
+        assert view.block_table is not None
+        first, last = view.block_table[0].long(), view.block_table[1].long()
+        copy_pages(view, first[:2], last[3:])
+        for x in view.tensors().values():
+            assert torch.equal(x[first[:2]].float(), x[last[3:]].float())
+
+
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [
+        (lambda v: append(v, ROW, ROW), "no room"),
+        (lambda v: append(replace(v, lengths=(1, 1)), ROW[..., :8], ROW), "k must be"),
+        (lambda v: keep(v, torch.tensor([[1, 1], [1, 2]])), "must rise"),
+        (lambda v: keep(v, torch.tensor([[-1, 1], [1, 2]])), "must rise"),
+        (lambda v: keep(v, torch.tensor([[1, 2], [1, 40]])), "past the end"),
+        (lambda v: keep(v, torch.tensor([1, 2])), "kept must be"),
+        (lambda v: copy_pages(v, torch.tensor([0]), torch.tensor([1])), "only a paged"),
+        (lambda v: copy_pages(in_pages(), torch.tensor([0, 1]), torch.tensor([2, 2])), "once"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done(step: Any, says: str) -> None:
+    view = make_view("fp32", tokens=40, lengths=(40, 40))
+    with pytest.raises(ValueError, match=says):
+        step(view)
