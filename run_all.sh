@@ -15,7 +15,7 @@ smoke (the default), standard, nightly
 test
     ruff, mypy, import-linter and pytest; all of them run, whichever fails
 
-The first start makes .venv (a minute or more; 2 GB, with a CUDA build of torch 6 GB); later starts
+The first start makes .venv (a minute or more; 3 GB, with a CUDA build of torch 6 GB); later starts
 reuse it.
 A Python that has a CUDA build of torch 2.11 or newer lends it: nothing is installed over it.
 
@@ -141,9 +141,9 @@ choose_torch() {
 
 made() { [[ -f $stamp && $(<"$stamp") == "$wanted" ]]; }
 
-# Measured on Linux: 1.7 GB with the CPU build of torch 2.13.0, 5.4 GB with the CUDA build.
+# Measured on Linux: 2.3 GB with the CPU build of torch 2.13.0 and triton, 5.4 GB with the CUDA build.
 check_disk() {
-    local free need=3
+    local free need=4
     [[ $torch_from != cuda ]] || need=7
     [[ $torch_from != adopted ]] || need=2
     read -r _ _ _ free _ < <(df -Pk -- "$state" | tail -n 1)
@@ -171,7 +171,7 @@ install() {
 }
 
 make_venv() {
-    local flags=() constraints=(-c constraints/base.txt -c constraints/cpu.txt) extras=torch,hf,report,dev index=()
+    local flags=() constraints=(-c constraints/base.txt -c constraints/cpu.txt) extras=torch,triton,hf,report,dev index=()
     mkdir -p -- "$state" 2>/dev/null && [[ -w $state ]] \
         || die 2 "cannot write to $state: make $(dirname -- "$state") writable, or set KVGAUGE_VENV to a folder that is"
 

@@ -14,7 +14,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kvgauge_kernels import BACKENDS, AttentionBackend, KVView
-from kvgauge_kernels.cpu.native_module import native
 
 Array = npt.NDArray[np.float64]
 
@@ -31,6 +30,7 @@ EXPECTED_OP = {
     "dequant+sdpa": "aten::_scaled_dot_product_flash_attention",
     "cpu": "kvgauge::cpu_decode",
     "cpu-q8": "kvgauge::cpu_decode",
+    "triton": "kvgauge::triton_decode",
 }
 
 
@@ -234,11 +234,11 @@ def assert_right_kernel(backend: AttentionBackend, seen: set[str]) -> None:
 
 def usable(view: KVView, dtype: torch.dtype) -> list[AttentionBackend]:
     """Every backend that supports the view: those of a package also where a stand-in runs for it."""
-    built = native() is not None
     return [
         b
         for b in BACKENDS.values()
-        if b.supports(view, dtype) is None and (built or not b.name.startswith("cpu"))
+        if b.supports(view, dtype) is None
+        and (b.name == "flash-attn" or b.available(view.k.device) is None)
     ]
 
 

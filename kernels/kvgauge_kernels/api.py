@@ -10,6 +10,7 @@ from kvgauge_kernels.eager import Eager
 from kvgauge_kernels.flash_attn import FlashAttn
 from kvgauge_kernels.reference import Reference
 from kvgauge_kernels.sdpa import SdpaFlash, SdpaMath
+from kvgauge_kernels.triton.backend import TritonBackend
 from kvgauge_kernels.view import AttentionBackend, KVView
 
 # A new backend is one file and one line here.
@@ -22,6 +23,7 @@ _ALL: tuple[AttentionBackend, ...] = (
     DequantSdpa(),
     CpuBackend(),
     CpuBackend(int_bits=8),
+    TritonBackend(),
 )
 BACKENDS: dict[str, AttentionBackend] = {b.name: b for b in _ALL}
 

@@ -162,7 +162,7 @@ def test_too_little_disk(machine: Machine) -> None:
     done = machine.start()
     assert done.returncode == 2
     assert "1 GB free on the disk of" in done.stderr
-    assert "at least 3 GB" in done.stderr
+    assert "at least 4 GB" in done.stderr
     assert machine.calls == []
 
 
@@ -181,7 +181,7 @@ def test_first_start_measures_reports_and_gates(machine: Machine) -> None:
     ]
     pip = [call for call in machine.calls if call.startswith("pip")]
     assert pip[0].endswith(
-        "install -e .[torch,hf,report,dev] -c constraints/base.txt -c constraints/cpu.txt"
+        "install -e .[torch,triton,hf,report,dev] -c constraints/base.txt -c constraints/cpu.txt"
     )
     assert f"{run_dir}/report.html" in done.stdout
     assert done.stdout.endswith("six lines\n")

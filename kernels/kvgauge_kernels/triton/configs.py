@@ -1,0 +1,103 @@
+"""How the decode kernel is shaped for a device and a cache: a small table, each entry with its reason.
+
+A tile is what one iteration reads: BLOCK_N tokens of K and of V, rows padded to powers of two. Decode is
+bound by memory, so what counts is how many bytes are on their way at once. By Little's law a GPU of
+3.35 TB/s and about 700 ns of latency wants 2.3 MB of them, 18 kB a multiprocessor; a program has
+`stages - 1` tiles on their way. Registers and spills of every entry are held by the audit's limits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ROWS = 16
+"""Query heads a program: the least rows of a matrix instruction. Larger groups read K and V again."""
+MERGE_BLOCK_S = 16
+MERGE_WARPS = 4
+WARPS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One shape of `split_decode`, and how many of its programs a multiprocessor is to hold."""
+
+    block_n: int
+    num_warps: int
+    num_stages: int
+    programs_per_sm: int
+    reason: str
+
+    @property
+    def max_registers(self) -> int:
+        """Registers a thread that leave room for `programs_per_sm` (65,536 a multiprocessor).
+
+        Told to the compiler: left alone it spills a few words to reach one program more.
+        """
+        threads = self.num_warps * 32
+        return min(255, 65_536 // (threads * self.programs_per_sm) // 8 * 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What of a multiprocessor shapes a kernel."""
+
+    shared_bytes: int
+    """Shared memory of one multiprocessor."""
+    backend: str = "cuda"
+    """`cuda` or `hip`."""
+
+
+# Shared memory of a multiprocessor by compute capability: the CUDA C++ programming guide's table of
+# technical specifications.
+SHARED_BYTES = {80: 167_936, 86: 102_400, 89: 102_400, 90: 233_472, 100: 233_472, 120: 102_400}
+_LARGE = 160_000
+
+# By the device's shared memory, and the largest tile row (bytes a token) that an entry is for.
+_LARGE_SHARED = {
+    512: Config(64, WARPS, 3, 2, "two tiles of 32 kB on their way in each of two programs"),
+    1024: Config(
+        32, WARPS, 3, 2, "as for 512: with 64 tokens one program fills the 164 kB of sm_80"
+    ),
+}
+_SMALL_SHARED = {
+    256: Config(32, WARPS, 3, 4, "two tiles of 8 kB on their way in each of four programs"),
+    512: Config(32, WARPS, 3, 2, "tiles of 16 kB: with 64 tokens one program fills 100 kB"),
+    1024: Config(
+        32, WARPS, 2, 2, "one tile of 32 kB on its way: two would leave no second program"
+    ),
+}
+_HIP = {
+    512: Config(
+        32, WARPS, 2, 2, "64 kB of LDS: one tile of 16 kB on its way, and a second program"
+    ),
+    1024: Config(16, WARPS, 2, 2, "tiles of 16 kB with half the tokens"),
+}
+# A page's number must arrive before its rows can be asked for: Triton spreads the stages over both
+# loads, so that the rows keep as many on their way only with two more.
+_STAGES_FOR_PAGES = 2
+
+
+def tile_row_bytes(k_dim: int, v_dim: int, element_bytes: int) -> int:
+    """Bytes of a tile for one token: K and V, padded to powers of two.
+
+    V of one byte an element counts twice: its numbers pass through shared memory in 16 bits too.
+    """
+    return padded(k_dim) * element_bytes + padded(v_dim) * 2
+
+
+def padded(dim: int) -> int:
+    """The next power of two, at least 16: tiles have no other sizes."""
+    return max(16, 1 << (dim - 1).bit_length())
+
+
+def choose(room: Room, row_bytes: int, *, paged: bool) -> Config:
+    """The entry for that device and tile row; raises ValueError where none is for rows that large."""
+    of_nvidia = _LARGE_SHARED if room.shared_bytes >= _LARGE else _SMALL_SHARED
+    table = _HIP if room.backend == "hip" else of_nvidia
+    entry = next((table[limit] for limit in sorted(table) if row_bytes <= limit), None)
+    if entry is None:
+        raise ValueError(f"tile rows of {row_bytes} bytes: at most {max(table)}")
+    if not paged or room.backend == "hip":
+        return entry
+    stages = entry.num_stages + _STAGES_FOR_PAGES
+    return Config(entry.block_n, entry.num_warps, stages, entry.programs_per_sm, entry.reason)

@@ -1,0 +1,137 @@
+"""The operator `kvgauge::triton_decode`: shapes in, two kernels started, no wait for the device."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from kvgauge_kernels.triton import configs
+from kvgauge_kernels.triton.lengths import on_device
+from kvgauge_kernels.triton.splits import chunk_tokens, split_count
+from kvgauge_kernels.view import KVView
+
+OP = "kvgauge::triton_decode"
+FORMAT_OF = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.int8: "int8"}
+
+
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """What of a device the launch depends on."""
+
+    multiprocessors: int
+    room: configs.Room
+
+
+@lru_cache
+def processor(device: torch.device) -> Processor:
+    """Of a GPU its own facts; of the CPU, where the interpreter runs, a small H100."""
+    if device.type != "cuda":
+        return Processor(4, configs.Room(configs.SHARED_BYTES[90]))
+    facts = torch.cuda.get_device_properties(device)
+    backend = "hip" if torch.version.hip else "cuda"
+    room = configs.Room(int(facts.shared_memory_per_multiprocessor), backend)
+    return Processor(int(facts.multi_processor_count), room)
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter stands in for its compiler (TRITON_INTERPRET=1)."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    from kvgauge_kernels.triton.kernels import split_decode
+
+    return isinstance(split_decode, InterpretedFunction)
+
+
+def triton_decode(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_scale: torch.Tensor | None,
+    v_scale: torch.Tensor | None,
+    block_table: torch.Tensor | None,
+    lengths: list[int] | None,
+) -> torch.Tensor:
+    """As `AttentionBackend.decode`; raises ValueError where the tensors do not fit together."""
+    view = KVView(
+        k, v, FORMAT_OF.get(k.dtype, str(k.dtype)), k_scale, v_scale,
+        None if lengths is None else tuple(lengths),
+        "contiguous" if block_table is None else "paged",
+        None if block_table is None else k.shape[2],
+        block_table,
+    )  # fmt: skip
+    group = view.group(q)
+    out = torch.empty(*q.shape[:2], view.v_dim, dtype=q.dtype, device=q.device)
+    on = processor(q.device)
+    row_bytes = configs.tile_row_bytes(view.k_dim, view.v_dim, k.element_size())
+    config = configs.choose(on.room, row_bytes, paged=block_table is not None)
+    programs = view.kv_heads * -(-group // configs.ROWS)
+    at_once = on.multiprocessors * config.programs_per_sm
+    known = view.lengths or (view.tokens,) * view.batch
+    chunk = chunk_tokens(known, programs, at_once, config.block_n)
+    splits = split_count(max(known), chunk)
+    _start(q, view, out, config, group, (programs, splits, view.batch), chunk)
+    return out
+
+
+def _start(
+    q: torch.Tensor,
+    view: KVView,
+    out: torch.Tensor,
+    config: configs.Config,
+    group: int,
+    grid: tuple[int, int, int],
+    chunk: int,
+) -> None:
+    from kvgauge_kernels.triton.kernels import merge_splits, split_decode
+
+    splits = grid[1]
+    known = view.lengths or (view.tokens,)
+    # One length for all is a number; only lengths that differ take a tensor.
+    lengths = on_device(known, q.device) if len(set(known)) > 1 else None
+    parts = torch.empty(*q.shape[:2], splits, view.v_dim, dtype=torch.float32, device=q.device)
+    part_sums = torch.empty(*q.shape[:2], splits, dtype=torch.float32, device=q.device)
+    v_padded = configs.padded(view.v_dim)
+    # The interpreter has no registers to cap, and no other option of a compiler.
+    options = {} if interpreted() else {"maxnreg": config.max_registers}
+    split_decode[grid](
+        q, view.k, view.v, view.k_scale, view.v_scale, view.block_table, lengths,
+        parts, part_sums, known[0], chunk, group, view.k_dim**-0.5 * math.log2(math.e),
+        *q.stride()[:2],
+        *view.k.stride()[:3], *view.v.stride()[:3],
+        *_strides(view.k_scale), *_strides(view.v_scale),
+        0 if view.block_table is None else view.block_table.stride(0),
+        K_DIM=view.k_dim, V_DIM=view.v_dim,
+        K_PADDED=configs.padded(view.k_dim), V_PADDED=v_padded,
+        PAGE=view.page_size or 0, ROWS=configs.ROWS, BLOCK_N=config.block_n,
+        UPCAST=interpreted() and q.dtype == torch.bfloat16,
+        num_warps=config.num_warps, num_stages=config.num_stages, **options,
+    )  # fmt: skip
+    merge_splits[(q.shape[1], q.shape[0])](
+        parts, part_sums, lengths, out, known[0], chunk, splits,
+        V_DIM=view.v_dim, V_PADDED=v_padded, BLOCK_S=configs.MERGE_BLOCK_S,
+        num_warps=configs.MERGE_WARPS,
+    )  # fmt: skip
+
+
+def _strides(scale: torch.Tensor | None) -> tuple[int, int, int]:
+    if scale is None:
+        return (0, 0, 0)
+    outer, head, token = scale.stride()
+    return (outer, head, token)
+
+
+def _like_query(q: torch.Tensor, _k: torch.Tensor, v: torch.Tensor, *_: object) -> torch.Tensor:
+    return torch.empty((*q.shape[:2], v.shape[3]), dtype=q.dtype, device=q.device)
+
+
+_library = torch.library.Library("kvgauge", "FRAGMENT")
+_library.define(
+    "triton_decode(Tensor q, Tensor k, Tensor v, Tensor? k_scale, Tensor? v_scale, "
+    "Tensor? block_table, int[]? lengths) -> Tensor"
+)
+for _key in ("CUDA", "CPU"):  # on the CPU the interpreter alone runs it
+    _library.impl("triton_decode", triton_decode, _key)
+torch.library.register_fake(OP, _like_query, lib=_library)

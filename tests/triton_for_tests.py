@@ -1,0 +1,137 @@
+"""Caches for the Triton kernels in drawn layouts, with NaN wherever no token is, and small devices."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import strategies as st
+
+from kernels_for_tests import DTYPES, quantized
+from kvgauge_kernels import KVView
+from kvgauge_kernels.triton.configs import SHARED_BYTES, Room
+from kvgauge_kernels.triton.launch import Processor
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="needs triton: pip install triton")
+
+
+@dataclass(frozen=True)
+class TritonCase:
+    """How a cache lies in memory, its queries, and the device that is stood in for."""
+
+    fmt: str
+    q_dtype: torch.dtype
+    k_dim: int
+    v_dim: int
+    kv_heads: int
+    group: int
+    lengths: tuple[int, ...] | None
+    room: int
+    page_size: int | None
+    tokens_first: bool
+    apart: int
+    """Elements between rows."""
+    v_magnitude: float
+    processor: Processor
+    seed: int
+
+    @property
+    def batch(self) -> int:
+        return len(self.lengths) if self.lengths else 2
+
+    def view(self) -> KVView:
+        generator = torch.Generator().manual_seed(self.seed)
+        scales: list[torch.Tensor | None] = [None, None]
+        stored = []
+        for i, (dim, magnitude) in enumerate(((self.k_dim, 1.0), (self.v_dim, self.v_magnitude))):
+            x = torch.randn(self.batch, self.kv_heads, self.room, dim, generator=generator)
+            x *= magnitude * (
+                1 + torch.rand(self.batch, self.kv_heads, self.room, 1, generator=generator)
+            )
+            if self.fmt == "int8":
+                elements, scale = quantized(x)
+                stored.append(self._poisoned(elements))
+                scales[i] = self._poisoned(scale)
+            else:
+                stored.append(self._poisoned(x.to(DTYPES[self.fmt])))
+        if self.page_size is not None:
+            return self._paged([*stored, *scales], generator)
+        k, v = map(self._strided, stored)
+        return KVView(k, v, self.fmt, scales[0], scales[1], self.lengths)
+
+    def query(self) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        shape = (self.batch, self.kv_heads * self.group, self.k_dim)
+        q = torch.randn(*shape, generator=generator).to(self.q_dtype)
+        if self.apart:  # heads that do not touch
+            q = torch.cat([q, torch.full_like(q, float("nan"))], dim=1)[:, : shape[1]]
+        return q
+
+    def _poisoned(self, x: torch.Tensor) -> torch.Tensor:
+        for i, n in enumerate(self.lengths or ()):
+            x[i, :, n:] = 127 if x.dtype == torch.int8 else float("nan")
+        return x
+
+    def _strided(self, x: torch.Tensor) -> torch.Tensor:
+        if self.tokens_first:
+            x = x.transpose(1, 2).contiguous().transpose(1, 2)
+        if self.apart:
+            wide = torch.full((*x.shape[:3], x.shape[3] + self.apart), 127, dtype=x.dtype)
+            wide[..., : x.shape[3]] = x
+            x = wide[..., : x.shape[3]]
+        return x
+
+    def _paged(self, tensors: list[torch.Tensor | None], generator: torch.Generator) -> KVView:
+        size = self.page_size or 1
+        per_row = -(-self.room // size)
+        used = self.batch * per_row
+        order = torch.randperm(used + 2, generator=generator)
+        table = order[:used].view(self.batch, per_row).to(torch.int32)
+        k, v, k_scale, v_scale = (self._pool(x, table, used + 2) for x in tensors)
+        for i, n in enumerate(self.lengths or ()):
+            table[i, -(-n // size) :] = int(order[-1])  # an unused page: all NaN
+        assert k is not None
+        assert v is not None
+        lengths = self.lengths or (self.room,) * self.batch
+        return KVView(k, v, self.fmt, k_scale, v_scale, lengths, "paged", size, table)
+
+    def _pool(self, x: torch.Tensor | None, table: torch.Tensor, pages: int) -> torch.Tensor | None:
+        if x is None:
+            return None
+        size = self.page_size or 1
+        fill = 127 if x.dtype == torch.int8 else float("nan")
+        pool = torch.full((pages, x.shape[1], size, *x.shape[3:]), fill, dtype=x.dtype)
+        for b in range(table.shape[0]):
+            for i, page in enumerate(table[b].tolist()):
+                rows = x[b, :, i * size : (i + 1) * size]
+                pool[page, :, : rows.shape[1]] = rows
+        return pool
+
+
+@st.composite
+def triton_cases(draw: st.DrawFn) -> TritonCase:
+    fmt = draw(st.sampled_from(["fp16", "bf16", "int8"]))
+    k_dim = draw(st.sampled_from([16, 64, 80, 128, 192, 256]))
+    room = draw(st.integers(1, 200) | st.integers(200, 700))
+    length = st.integers(1, room)
+    capability = draw(st.sampled_from(sorted(SHARED_BYTES)))
+    backend = draw(st.sampled_from(["cuda", "cuda", "hip"]))
+    return TritonCase(
+        fmt=fmt,
+        q_dtype=DTYPES[fmt] if fmt in DTYPES else draw(st.sampled_from([torch.float16, torch.bfloat16])),
+        k_dim=k_dim,
+        v_dim=draw(st.sampled_from([k_dim, k_dim, 32, 112])),
+        kv_heads=draw(st.integers(1, 3)),
+        group=draw(st.integers(1, 8) | st.sampled_from([16, 17, 40])),
+        lengths=draw(st.none() | st.lists(length, min_size=1, max_size=3).map(tuple)),
+        room=room,
+        page_size=draw(st.none() | st.sampled_from([1, 5, 16, 24, 32, 64, 256])),
+        tokens_first=draw(st.booleans()),
+        apart=draw(st.sampled_from([0, 0, 16])),
+        v_magnitude=draw(st.sampled_from([1.0, 1.0, 1e-4])),
+        processor=Processor(draw(st.integers(1, 12)), Room(SHARED_BYTES[capability], backend)),
+        seed=draw(st.integers(0, 99)),
+    )  # fmt: skip

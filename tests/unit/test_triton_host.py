@@ -1,0 +1,191 @@
+"""The host side of the Triton kernels: splits, shapes and refusals; no kernel runs here."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from kernels_for_tests import make_query, make_view, naive
+from kvgauge_kernels import BACKENDS, KVView, oracle_prefill
+from kvgauge_kernels.torch_prefill import prefill_by_torch
+from kvgauge_kernels.triton import configs
+from kvgauge_kernels.triton.configs import Room, choose, padded, tile_row_bytes
+from kvgauge_kernels.triton.splits import chunk_tokens, split_count
+from triton_for_tests import needs_triton
+
+TRITON = BACKENDS["triton"]
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+lengths = st.lists(st.integers(1, 200_000), min_size=1, max_size=6).map(tuple)
+
+
+@given(lengths, st.integers(1, 64), st.integers(1, 600), st.sampled_from([16, 32, 64]))
+@settings(max_examples=200, deadline=None)
+def test_chunks_are_whole_blocks_and_cover_every_token(
+    lengths: tuple[int, ...], heads: int, at_once: int, block_n: int
+) -> None:
+    chunk = chunk_tokens(lengths, heads, at_once, block_n)
+    assert chunk % block_n == 0
+    assert 0 < chunk < max(lengths) + block_n
+    assert split_count(max(lengths), chunk) * chunk >= max(lengths)
+
+
+@given(lengths, st.integers(1, 64), st.integers(16, 600))
+@settings(max_examples=100, deadline=None)
+def test_no_other_chunk_of_few_rounds_is_much_faster(
+    lengths: tuple[int, ...], heads: int, at_once: int
+) -> None:
+    """By the model's own words: rounds of programs, each as long as its chunk and what a program costs."""
+
+    def seconds(chunk: int) -> int:
+        programs = heads * sum(-(-n // chunk) for n in lengths)
+        return -(-programs // at_once) * (chunk + 128)
+
+    longest = -(-max(lengths) // 64) * 64
+    every = (seconds(64 * blocks) for blocks in range(1, longest // 64 + 1))
+    # More rounds than are tried never gain more than the tail of one.
+    assert seconds(chunk_tokens(lengths, heads, at_once, 64)) <= 1.25 * min(every) + 64
+
+
+@pytest.mark.parametrize(
+    ("lengths", "heads", "at_once", "programs"),
+    [
+        ((100_000,), 8, 264, 264),  # one long trace fills the device once
+        ((16_384,) * 16, 8, 264, 256),  # 128 pairs of sequence and head: two chunks each
+        ((500,) * 264, 1, 264, 264),  # enough pairs: nothing is split
+    ],
+)
+def test_chunks_fill_the_device(
+    lengths: tuple[int, ...], heads: int, at_once: int, programs: int
+) -> None:
+    chunk = chunk_tokens(lengths, heads, at_once, 64)
+    made = heads * sum(-(-n // chunk) for n in lengths)
+    rounds = -(-made // at_once)
+    assert 0.95 * programs <= made / rounds <= at_once
+
+
+@pytest.mark.parametrize(("dim", "power"), [(1, 16), (16, 16), (80, 128), (128, 128), (192, 256)])
+def test_padded_is_the_next_power_of_two(dim: int, power: int) -> None:
+    assert padded(dim) == power
+
+
+@pytest.mark.parametrize("element_bytes", [1, 2])
+@pytest.mark.parametrize("dims", [(16, 16), (64, 64), (128, 128), (192, 128), (256, 256)])
+@pytest.mark.parametrize("capability", configs.SHARED_BYTES)
+def test_the_tiles_of_all_programs_fit_into_shared_memory(
+    capability: int, dims: tuple[int, int], element_bytes: int
+) -> None:
+    """Tiles on their way are `stages - 1` of K and V as stored; int8 V once more in 16 bits."""
+    room = Room(configs.SHARED_BYTES[capability])
+    config = choose(room, tile_row_bytes(*dims, element_bytes), paged=False)
+    rows = sum(map(padded, dims)) * element_bytes * (config.num_stages - 1)
+    rows += padded(dims[1]) * 2 if element_bytes == 1 else 0
+    used = config.programs_per_sm * config.block_n * rows
+    assert used < 0.95 * room.shared_bytes
+    assert config.max_registers * config.num_warps * 32 * config.programs_per_sm <= 65_536
+
+
+def test_pages_take_more_stages_and_no_row_is_too_long() -> None:
+    room = Room(configs.SHARED_BYTES[90])
+    flat, paged = (choose(room, 512, paged=p) for p in (False, True))
+    assert paged == replace(flat, num_stages=flat.num_stages + 2)
+    assert choose(Room(65_536, "hip"), 512, paged=True).num_stages == 2
+    with pytest.raises(ValueError, match="at most 1024"):
+        choose(room, 1025, paged=False)
+
+
+def test_available_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "no CUDA device" in str(TRITON.available(CUDA))
+    assert "not on mps" in str(TRITON.available(torch.device("mps")))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    assert "package triton is absent" in str(TRITON.available(CPU))
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: object())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (7, 5))
+    assert "compute capability 7.5" in str(TRITON.available(CUDA))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (8, 0))
+    assert TRITON.available(CUDA) is None
+
+
+@needs_triton
+def test_on_a_cpu_by_the_interpreter_alone() -> None:
+    assert "under TRITON_INTERPRET=1 alone" in str(TRITON.available(CPU))
+    view = make_view("fp16")
+    with pytest.raises(ValueError, match="backend triton: these kernels run on a GPU"):
+        TRITON.decode(make_query(view, 2, torch.float16), view)
+
+
+@pytest.mark.parametrize(
+    ("view", "dtype", "reason"),
+    [
+        (make_view("fp16"), torch.float16, None),
+        (make_view("int8"), torch.bfloat16, None),
+        (make_view("fp16", k_dim=192, v_dim=128), torch.float16, None),
+        (make_view("fp32"), torch.float32, "format fp32: it reads bf16, fp16, int8"),
+        (make_view("fp16"), torch.bfloat16, "a cache of float16 with queries of bfloat16"),
+        (make_view("fp16", k_dim=72), torch.float16, "head_dim 72"),
+        (make_view("fp16", k_dim=272), torch.float16, "up to 256"),
+        (make_view("int8"), torch.float32, "queries of torch.float32"),
+    ],
+)
+def test_supports(view: KVView, dtype: torch.dtype, reason: str | None) -> None:
+    said = TRITON.supports(view, dtype)
+    assert said is None if reason is None else reason in str(said)
+
+
+def test_int8_rows_must_start_at_whole_words() -> None:
+    view = make_view("int8")
+    wide = torch.zeros(*view.v.shape[:3], 67, dtype=torch.int8)
+    assert "no multiple of 4 bytes" in str(
+        TRITON.supports(replace(view, v=wide[..., :64]), torch.float16)
+    )
+    assert view.k_scale is not None
+    other = replace(view, k_scale=view.k_scale.float())
+    assert "scales of float16" in str(TRITON.supports(other, torch.float16))
+
+
+def test_prefill_is_torchs_over_either_layout() -> None:
+    view = make_view("int8", k_dim=64, v_dim=32, lengths=(9, 40))
+    q = make_query(view, 2, torch.float32, 5)
+    assert torch.allclose(prefill_by_torch(q, view).double(), naive(q, view), atol=1e-4)
+    table = torch.tensor([[1, 0]], dtype=torch.int32)
+    paged = replace(make_view("bf16"), layout="paged", page_size=40, block_table=table)
+    q = make_query(paged, 2, torch.bfloat16, 5)
+    out = prefill_by_torch(q, paged)
+    assert torch.allclose(out.double(), oracle_prefill(q, paged), atol=3e-2)
+    with pytest.raises(ValueError, match="must be"):
+        TRITON.prefill(torch.zeros(3, 4, 2, 64), view)
+
+
+def test_shapes_and_dtypes_on_a_gpu_without_one() -> None:
+    """Under FakeTensorMode: what torch.compile and a CUDA device's shapes rest on."""
+    with FakeTensorMode():
+        q = torch.empty(3, 8, 192, dtype=torch.bfloat16, device="cuda")
+        k = torch.empty(9, 2, 16, 192, dtype=torch.bfloat16, device="cuda")
+        v = torch.empty(9, 2, 16, 128, dtype=torch.bfloat16, device="cuda")
+        table = torch.empty(3, 5, dtype=torch.int32, device="cuda")
+        out = torch.ops.kvgauge.triton_decode(q, k, v, None, None, table, [70, 8, 80])
+    assert (out.shape, out.dtype, out.device.type) == ((3, 8, 128), torch.bfloat16, "cuda")
+
+
+def test_the_package_imports_without_triton() -> None:
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import kvgauge_kernels as k; print(k.BACKENDS['triton'].name)"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root / "kernels", capture_output=True, text=True
+    )
+    assert done.stdout == "triton\n", done.stderr
