@@ -1,0 +1,65 @@
+"""The Triton kernels on a real GPU: the cases of the interpreter's proof, and what only a GPU shows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+
+from kernels_for_tests import error, make_query, make_view
+from kvgauge.devices import cuda_calls
+from kvgauge_kernels import BACKENDS, KVView, oracle_decode
+from triton_for_tests import TritonCase, triton_cases
+
+TRITON = BACKENDS["triton"]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available() or TRITON.available(torch.device("cuda")) is not None,
+        reason="needs a CUDA GPU and triton",
+    ),
+]
+MAX_ERROR = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+
+def on_gpu(view: KVView) -> KVView:
+    """The same cache in the GPU's memory, strides and all."""
+
+    def moved(x: torch.Tensor | None) -> torch.Tensor | None:
+        return None if x is None else x.to("cuda")
+
+    return replace(
+        view, k=view.k.cuda(), v=view.v.cuda(), k_scale=moved(view.k_scale),
+        v_scale=moved(view.v_scale), block_table=moved(view.block_table),
+    )  # fmt: skip
+
+
+@given(triton_cases())
+@settings(max_examples=60, deadline=None)
+def test_drawn_caches(case: TritonCase) -> None:
+    view, q = case.view(), case.query()
+    out = TRITON.decode(q.cuda(), on_gpu(view))
+    assert error(out, oracle_decode(q, view)) <= MAX_ERROR[q.dtype]
+
+
+@pytest.mark.parametrize("lengths", [None, (70, 300)])
+def test_a_graph_holds_it(lengths: tuple[int, ...] | None) -> None:
+    view = make_view("bf16", tokens=300, k_dim=128, lengths=lengths, device="cuda")
+    q = make_query(view, 4, torch.bfloat16)
+    replay = cuda_calls.capture(lambda: TRITON.decode(q, view))
+    view.v.neg_()
+    out = replay().clone()
+    assert error(out, oracle_decode(q, view).cpu()) <= MAX_ERROR[torch.bfloat16]
+
+
+def test_the_host_does_not_wait_for_the_gpu() -> None:
+    view = make_view("bf16", tokens=300, k_dim=128, lengths=(70, 299), device="cuda")
+    q = make_query(view, 4, torch.bfloat16)
+    TRITON.decode(q, view)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        TRITON.decode(q, replace(view, lengths=(71, 300)))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,148 @@
+"""The Triton kernels under Triton's interpreter, against the oracle in float64.
+
+The interpreter is chosen before triton is imported, so these tests run in a process of their own: this
+module starts it and, inside, is collected whole.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+
+from kernels_for_tests import assert_right_kernel, error, observed
+from kvgauge_kernels import BACKENDS, oracle_decode
+from kvgauge_kernels.triton import launch
+from kvgauge_kernels.triton.configs import SHARED_BYTES, Room
+from kvgauge_kernels.triton.launch import Processor
+from triton_for_tests import TritonCase, needs_triton, triton_cases
+
+pytestmark = needs_triton
+INSIDE = os.environ.get("TRITON_INTERPRET") == "1"
+TRITON = BACKENDS["triton"]
+# The interpreter rounds to bf16 towards zero, where a GPU rounds to the nearest: twice the error.
+MAX_ERROR = {torch.float16: 1.5e-3, torch.bfloat16: 1.6e-2}
+
+inside = pytest.mark.skipif(not INSIDE, reason="runs in the interpreter's own process")
+ONE = TritonCase(
+    fmt="fp16", q_dtype=torch.float16, k_dim=64, v_dim=64, kv_heads=2, group=4, lengths=(200, 70),
+    room=200, page_size=None, tokens_first=False, apart=0, v_magnitude=1.0,
+    processor=Processor(6, Room(SHARED_BYTES[90])), seed=0,
+)  # fmt: skip
+
+
+@pytest.mark.skipif(INSIDE, reason="this is the process that it starts")
+def test_in_a_process_with_the_interpreter() -> None:
+    root = Path(__file__).parents[2]
+    child = subprocess.run(
+        [sys.executable, "-m", "pytest", str(Path(__file__)), "-p", "no:cacheprovider"],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=root, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert child.returncode == 0, child.stdout[-8000:] + child.stderr[-2000:]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def check(case: TritonCase) -> None:
+    """The output, and that it is this kernel's, on a device like the case's."""
+    view, q = case.view(), case.query()
+    assert TRITON.supports(view, q.dtype) is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "processor", lambda _device: case.processor)
+        out, seen = observed(lambda: TRITON.decode(q, view))
+    assert_right_kernel(TRITON, seen)
+    assert out.dtype == q.dtype
+    assert out.shape == (view.batch, q.shape[1], view.v_dim)
+    assert error(out, oracle_decode(q, view)) <= MAX_ERROR[q.dtype]
+
+
+@inside
+@given(triton_cases())
+@settings(max_examples=60, deadline=None)
+def test_drawn_caches(case: TritonCase) -> None:
+    check(case)
+
+
+@inside
+@pytest.mark.parametrize("page_size", [None, 1, 16, 24, 64])
+@pytest.mark.parametrize(
+    ("fmt", "dtype"),
+    [
+        ("fp16", torch.float16),
+        ("bf16", torch.bfloat16),
+        ("int8", torch.float16),
+        ("int8", torch.bfloat16),
+    ],
+)
+def test_every_format_in_every_layout(fmt: str, dtype: torch.dtype, page_size: int | None) -> None:
+    check(replace(ONE, fmt=fmt, q_dtype=dtype, page_size=page_size))
+
+
+@inside
+@pytest.mark.parametrize(("k_dim", "v_dim"), [(80, 80), (192, 128), (256, 256), (16, 240)])
+@pytest.mark.parametrize("fmt", ["fp16", "int8"])
+def test_head_dims(fmt: str, k_dim: int, v_dim: int) -> None:
+    check(replace(ONE, fmt=fmt, k_dim=k_dim, v_dim=v_dim))
+
+
+@inside
+@pytest.mark.parametrize("group", [1, 16, 17, 40])
+def test_groups_beside_and_above_the_rows_of_a_product(group: int) -> None:
+    check(replace(ONE, group=group))
+
+
+@inside
+@pytest.mark.parametrize("multiprocessors", [1, 3, 50])
+@pytest.mark.parametrize("lengths", [None, (1,), (64, 65), (1, 199, 128)])
+def test_splits_do_not_show(multiprocessors: int, lengths: tuple[int, ...] | None) -> None:
+    processor = replace(ONE.processor, multiprocessors=multiprocessors)
+    check(replace(ONE, lengths=lengths, processor=processor))
+
+
+@inside
+def test_more_splits_than_the_merge_takes_at_once() -> None:
+    processor = replace(ONE.processor, multiprocessors=200)
+    check(replace(ONE, lengths=(1500, 90), room=1500, kv_heads=1, processor=processor))
+
+
+@inside
+def test_scores_far_from_zero_neither_overflow_nor_vanish() -> None:
+    view, q = ONE.view(), ONE.query()
+    for factor in (-30.0, 30.0):
+        out = TRITON.decode(q * factor, view)
+        assert error(out, oracle_decode(q * factor, view)) <= MAX_ERROR[q.dtype]
+
+
+@inside
+def test_values_with_small_scales_keep_their_precision_in_fp16() -> None:
+    check(replace(ONE, fmt="int8", v_magnitude=1e-4))
+
+
+@inside
+def test_a_row_of_zeros_has_a_scale_of_zero() -> None:
+    case = replace(ONE, fmt="int8")
+    view, q = case.view(), case.query()
+    assert view.v_scale is not None
+    view.v_scale[:, :, :70] = 0.0
+    assert error(TRITON.decode(q, view), oracle_decode(q, view)) <= MAX_ERROR[q.dtype]
+
+
+@inside
+def test_the_operator_under_torchs_own_checks() -> None:
+    view, q = ONE.view(), ONE.query()
+    arguments = (q, view.k, view.v, None, None, None, list(view.lengths or ()))
+    torch.library.opcheck(torch.ops.kvgauge.triton_decode.default, arguments)
