@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kvgauge import cli_audit, cli_doctor, cli_rerun, cli_run, display
+from kvgauge import cli_audit, cli_doctor, cli_kernels, cli_rerun, cli_run, display
 from kvgauge.cli_load import load_run
 from kvgauge.errors import ExitCode, NotComparable, UserError
 from kvgauge.store.shield import SIGNALS
@@ -30,6 +30,7 @@ baseline_app = typer.Typer(help="What the gate compares with.", no_args_is_help=
 app.add_typer(baseline_app, name="baseline")
 app.command("audit-log")(cli_audit.audit_log)
 app.command("claims")(cli_audit.claims)
+app.command("audit-kernels")(cli_kernels.audit_kernels)
 app.command("run")(cli_run.run)
 app.command("doctor")(cli_doctor.doctor)
 app.command("rerun")(cli_rerun.rerun)

@@ -67,9 +67,8 @@ _SMALL_SHARED = {
     ),
 }
 _HIP = {
-    512: Config(
-        32, WARPS, 2, 2, "64 kB of LDS: one tile of 16 kB on its way, and a second program"
-    ),
+    256: Config(64, WARPS, 2, 2, "256 threads load 16 bytes each: 4 kB of K where a row has 64"),
+    512: Config(32, WARPS, 2, 1, "tiles of 16 kB; int8 rows of 192 and 128 take most registers"),
     1024: Config(16, WARPS, 2, 2, "tiles of 16 kB with half the tokens"),
 }
 # A page's number must arrive before its rows can be asked for: Triton spreads the stages over both

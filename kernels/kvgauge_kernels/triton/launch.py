@@ -94,8 +94,9 @@ def _start(
     parts = torch.empty(*q.shape[:2], splits, view.v_dim, dtype=torch.float32, device=q.device)
     part_sums = torch.empty(*q.shape[:2], splits, dtype=torch.float32, device=q.device)
     v_padded = configs.padded(view.v_dim)
-    # The interpreter has no registers to cap, and no other option of a compiler.
-    options = {} if interpreted() else {"maxnreg": config.max_registers}
+    # NVIDIA's compiler alone takes a cap: neither AMD's nor the interpreter.
+    nvidia = not torch.version.hip and not interpreted()
+    options = {"maxnreg": config.max_registers} if nvidia else {}
     split_decode[grid](
         q, view.k, view.v, view.k_scale, view.v_scale, view.block_table, lengths,
         parts, part_sums, known[0], chunk, group, view.k_dim**-0.5 * math.log2(math.e),

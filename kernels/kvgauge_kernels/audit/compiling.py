@@ -1,0 +1,88 @@
+"""Compile one kernel for one target and read what came out; needs triton, and no GPU."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from kvgauge_kernels.audit.amdgcn import read_amdgcn
+from kvgauge_kernels.audit.cases import Case, inputs
+from kvgauge_kernels.audit.elf import code_hash
+from kvgauge_kernels.audit.findings import Code, Findings
+from kvgauge_kernels.audit.sass import read_sass
+from kvgauge_kernels.audit.targets import Target, programs_at_once
+from kvgauge_kernels.audit.ttir import bytes_per_token
+from kvgauge_kernels.triton import configs
+
+
+def kernels() -> ModuleType:
+    """The module of the kernels; raises ImportError where triton is absent."""
+    from kvgauge_kernels.triton import kernels as module
+
+    return module
+
+
+def marked_rows(source: str) -> dict[int, str]:
+    """The source lines that load K and V, by the comments that mark them."""
+    marks = {"# K rows": "K", "# V rows": "V"}
+    return {
+        number: kind
+        for number, text in enumerate(source.splitlines(), start=1)
+        for mark, kind in marks.items()
+        if text.endswith(mark)
+    }
+
+
+def compile_case(case: Case, target: Target, module: ModuleType) -> Findings:
+    """What the case is as machine code. Raises what Triton raises where it does not compile."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function = getattr(module, case.kernel)
+    given = inputs(case, target, list(function.arg_names))
+    attributes = {
+        (function.arg_names.index(name),): [["tt.divisibility", 16]] for name in given.divisible
+    }
+    source = ASTSource(function, given.signature, given.constants, attributes)
+    built = triton.compile(
+        source, GPUTarget(target.backend, target.arch, target.warp), given.options
+    )
+    rows = marked_rows(Path(str(module.__file__)).read_text())
+    code, binary = _read(built, target, rows)
+    shared = int(built.metadata.shared)
+    warps = given.options["num_warps"]
+    config = case.config(target)
+    moved = None
+    if config is not None:
+        dims = (case.k_dim, case.v_dim)
+        padded = (configs.padded(case.k_dim), configs.padded(case.v_dim))
+        moved = bytes_per_token(built.asm["ttir"], config.block_n, dims, padded)
+    return Findings(
+        code=code,
+        shared_bytes=shared,
+        programs_per_sm=programs_at_once(target, warps, code.registers, shared),
+        bytes_per_token=moved,
+        code_hash=code_hash(binary, case.kernel),
+    )
+
+
+def _read(built: Any, target: Target, rows: dict[int, str]) -> tuple[Code, bytes]:
+    if target.backend == "hip":
+        return read_amdgcn(built.asm["amdgcn"], rows), built.asm["hsaco"]
+    from triton import knobs
+
+    cubin: bytes = built.asm["cubin"]
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        listing = _said(knobs.nvidia.nvdisasm.path, "-c", "-g", file.name)
+        usage = _said(knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name)
+    return read_sass(listing, usage, rows), cubin
+
+
+def _said(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603

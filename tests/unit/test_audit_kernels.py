@@ -1,0 +1,191 @@
+"""`kvgauge audit-kernels`: real compilations of few kernels, whole and broken."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from kvgauge import cli
+from kvgauge_kernels.audit import compiling, limits
+from kvgauge_kernels.audit.cases import default_cases
+from kvgauge_kernels.audit.run import triton_version
+from kvgauge_kernels.audit.targets import TARGETS
+from triton_for_tests import needs_triton
+
+SOURCE = Path(limits.PATH).with_name("kernels.py")
+ONE = ("--target", "sm_90", "--kernel", "split_decode/fp16/128x128/contiguous")
+
+
+def start(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["kvgauge", "audit-kernels", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return int(str(stopped.value.code))
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
+    return tmp_path / "cache" / "kvgauge" / "audit"
+
+
+def module_of(source: str, path: Path) -> ModuleType:
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # triton finds a kernel's globals by it
+    spec.loader.exec_module(module)
+    return module
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, old: str, new: str) -> None:
+    """The kernels with one text changed, in the place of the real ones."""
+    source = SOURCE.read_text()
+    assert source.count(old) >= 1, old
+    module = module_of(source.replace(old, new), tmp_path / "broken_kernels.py")
+    monkeypatch.setattr(compiling, "kernels", lambda: module)
+
+
+@needs_triton
+def test_a_sound_kernel_passes_and_is_kept(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cache: Path
+) -> None:
+    version = triton_version()
+    expected = 0 if version in limits.load() else 3
+    assert start(monkeypatch, *ONE, "--json") == expected
+    said = json.loads(capsys.readouterr().out)
+    assert said["exit_code"] == expected
+    (kernel,) = said["kernels"]
+    assert kernel["faults"] == []
+    assert kernel["formula_bytes_per_token"] == kernel["findings"]["bytes_per_token"] == 512
+    assert kernel["findings"]["code"]["load_bits"] == {"K": [128], "V": [128]}
+    assert len(list(cache.glob("*.json"))) == 1
+    monkeypatch.setattr(compiling, "compile_case", lambda *_: pytest.fail("compiled again"))
+    assert start(monkeypatch, *ONE) == expected
+    assert "1 kernels, 0 with faults" in capsys.readouterr().out
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        # Elements two apart: no instruction loads several.
+        ("k_rows[:, None] + k_columns", "k_rows[:, None] + k_columns * 2", "K is loaded 16 bits"),
+        # Rows that start at any element: the compiler may assume nothing.
+        ("v_rows[:, None] + v_columns", "v_rows[:, None] + v_columns + split", "V is loaded"),
+        # No second product.
+        (
+            "out = tl.dot(weights.to(rounded).to(dtype), values, out)",
+            "out += tl.sum(weights, 1)[:, None]",
+            "no load of V was found",
+        ),
+        # K read twice.
+        (
+            "        keys = keys.to(dtype)",
+            "        keys += tl.load(k_rows[:, None] + k_columns + 16, mask=k_mask, other=0)\n"
+            "        keys = keys.to(dtype)",
+            "its loop moves",
+        ),
+        ("tl.trans(keys)", "tl.trnas(keys)", "does not compile"),
+    ],
+)  # fmt: skip
+def test_a_broken_kernel_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    old: str, new: str, fault: str,
+) -> None:  # fmt: skip
+    known = tmp_path / "limits.json"
+    assert start(monkeypatch, *ONE, "--limits", str(known), "--update") == 0
+    broken(monkeypatch, tmp_path, old, new)
+    assert start(monkeypatch, *ONE, "--limits", str(known)) == 4
+    said = capsys.readouterr().out
+    assert "fault sm_90 split_decode/fp16/128x128/contiguous/n64-w4-s3: " in said
+    assert fault in said
+
+
+@needs_triton
+def test_a_register_blow_up_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken(monkeypatch, tmp_path, "tl.arange(0, BLOCK_N)", "tl.arange(0, 4 * BLOCK_N)")
+    assert start(monkeypatch, *ONE) == 4
+    said = capsys.readouterr().out
+    assert "split_decode/fp16/128x128/contiguous" in said
+    assert "spills: " in said or "does not compile" in said
+
+
+@needs_triton
+def test_no_limits_is_nothing_to_compare_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "limits.json"
+    assert start(monkeypatch, *ONE, "--limits", str(file)) == 3
+    assert "audit-kernels --update" in capsys.readouterr().out
+    assert start(monkeypatch, *ONE, "--limits", str(file), "--update") == 0
+    assert start(monkeypatch, *ONE, "--limits", str(file)) == 0
+    strict = json.loads(file.read_text())
+    for entry in strict["limits"][triton_version()]["sm_90"].values():
+        entry["registers"] -= 1
+    file.write_text(json.dumps(strict))
+    assert start(monkeypatch, *ONE, "--limits", str(file)) == 4
+    assert "registers, at most" in capsys.readouterr().out
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--target", "sm_70"), "unknown target 'sm_70': one of sm_80, sm_86"),
+        (("--kernel", "prefill"), "no kernel has 'prefill' in its name"),
+        (("--limits", str(SOURCE)), "no limits of this program"),
+        (
+            (*ONE, "--limits", "/nowhere/limits.json", "--update"),
+            "cannot write /nowhere/limits.json",
+        ),
+    ],
+)
+def test_wrong_input_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...], message: str,
+) -> None:  # fmt: skip
+    assert start(monkeypatch, *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_without_triton_one_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert start(monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert "triton cannot be imported" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_the_interpreter_compiles_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(os.environ, "TRITON_INTERPRET", "1")
+    assert start(monkeypatch) == 2
+    assert "unset TRITON_INTERPRET" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("version", ["3.6.0", "3.7.1"])
+def test_the_committed_limits_hold_every_default_kernel(version: str) -> None:
+    known = limits.load()[version]
+    assert set(known) == set(TARGETS)
+    for target in TARGETS.values():
+        expected = {case.key(target) for case in default_cases()}
+        assert set(known[target.name]) == expected, "run `kvgauge audit-kernels --update`"
+        for key, limit in known[target.name].items():
+            assert limit.matrix > 0 or key.startswith("merge")
