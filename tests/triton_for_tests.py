@@ -111,6 +111,15 @@ class TritonCase:
         return pool
 
 
+def one_case() -> TritonCase:
+    """A ragged fp16 cache of two sequences, on a small H100."""
+    return TritonCase(
+        fmt="fp16", q_dtype=torch.float16, k_dim=64, v_dim=64, kv_heads=2, group=4,
+        lengths=(200, 70), room=200, page_size=None, tokens_first=False, apart=0, v_magnitude=1.0,
+        processor=Processor(6, Room(SHARED_BYTES[90])), seed=0,
+    )  # fmt: skip
+
+
 @st.composite
 def triton_cases(draw: st.DrawFn) -> TritonCase:
     fmt = draw(st.sampled_from(["fp16", "bf16", "int8"]))

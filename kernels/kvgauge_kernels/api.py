@@ -8,6 +8,7 @@ from kvgauge_kernels.cpu.backend import CpuBackend
 from kvgauge_kernels.dequant import DequantSdpa
 from kvgauge_kernels.eager import Eager
 from kvgauge_kernels.flash_attn import FlashAttn
+from kvgauge_kernels.flashinfer import FlashInfer
 from kvgauge_kernels.reference import Reference
 from kvgauge_kernels.sdpa import SdpaFlash, SdpaMath
 from kvgauge_kernels.triton.backend import TritonBackend
@@ -20,6 +21,7 @@ _ALL: tuple[AttentionBackend, ...] = (
     SdpaMath(),
     SdpaFlash(),
     FlashAttn(),
+    FlashInfer(),
     DequantSdpa(),
     CpuBackend(),
     CpuBackend(int_bits=8),

@@ -45,8 +45,8 @@ def test_decode_and_prefill(
     out, seen = observed(lambda: backend.decode(q, view))
     assert_right_kernel(backend, seen)
     assert error(out, naive_decode(q, view)) <= CUDA_TOLERANCE[dtype]
-    if name == "triton":
-        return  # its prefill is torch's
+    if name in ("triton", "flashinfer"):
+        return  # the prefill of one is torch's, the other has none here
     for q_tokens in (1, 9, min(lengths or (300,))):
         q = make_query(view, 4, dtype, q_tokens)
         out, seen = observed(lambda q=q: backend.prefill(q, view))  # type: ignore[misc]

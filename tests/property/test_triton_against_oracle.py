@@ -20,9 +20,7 @@ from hypothesis import given, settings
 from kernels_for_tests import assert_right_kernel, error, observed
 from kvgauge_kernels import BACKENDS, oracle_decode
 from kvgauge_kernels.triton import launch
-from kvgauge_kernels.triton.configs import SHARED_BYTES, Room
-from kvgauge_kernels.triton.launch import Processor
-from triton_for_tests import TritonCase, needs_triton, triton_cases
+from triton_for_tests import TritonCase, needs_triton, one_case, triton_cases
 
 pytestmark = needs_triton
 INSIDE = os.environ.get("TRITON_INTERPRET") == "1"
@@ -31,11 +29,7 @@ TRITON = BACKENDS["triton"]
 MAX_ERROR = {torch.float16: 1.5e-3, torch.bfloat16: 1.6e-2}
 
 inside = pytest.mark.skipif(not INSIDE, reason="runs in the interpreter's own process")
-ONE = TritonCase(
-    fmt="fp16", q_dtype=torch.float16, k_dim=64, v_dim=64, kv_heads=2, group=4, lengths=(200, 70),
-    room=200, page_size=None, tokens_first=False, apart=0, v_magnitude=1.0,
-    processor=Processor(6, Room(SHARED_BYTES[90])), seed=0,
-)  # fmt: skip
+ONE = one_case()
 
 
 @pytest.mark.skipif(INSIDE, reason="this is the process that it starts")
@@ -71,14 +65,7 @@ def check(case: TritonCase) -> None:
 
 
 @inside
-@given(triton_cases())
-@settings(max_examples=60, deadline=None)
-def test_drawn_caches(case: TritonCase) -> None:
-    check(case)
-
-
-@inside
-@pytest.mark.parametrize("page_size", [None, 1, 16, 24, 64])
+@pytest.mark.parametrize("page_size", [None, 1, 16, 24, 64, 256])
 @pytest.mark.parametrize(
     ("fmt", "dtype"),
     [
@@ -89,7 +76,8 @@ def test_drawn_caches(case: TritonCase) -> None:
     ],
 )
 def test_every_format_in_every_layout(fmt: str, dtype: torch.dtype, page_size: int | None) -> None:
-    check(replace(ONE, fmt=fmt, q_dtype=dtype, page_size=page_size))
+    few = replace(ONE.processor, multiprocessors=1)  # chunks of several blocks
+    check(replace(ONE, fmt=fmt, q_dtype=dtype, page_size=page_size, processor=few))
 
 
 @inside
@@ -146,3 +134,10 @@ def test_the_operator_under_torchs_own_checks() -> None:
     view, q = ONE.view(), ONE.query()
     arguments = (q, view.k, view.v, None, None, None, list(view.lengths or ()))
     torch.library.opcheck(torch.ops.kvgauge.triton_decode.default, arguments)
+
+
+@inside
+@given(triton_cases())
+@settings(max_examples=60, deadline=None)
+def test_drawn_caches(case: TritonCase) -> None:
+    check(case)
