@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kvgauge import cli_audit, cli_doctor, cli_kernels, cli_rerun, cli_run, display
+from kvgauge import cli_audit, cli_doctor, cli_kernels, cli_rerun, cli_run, cli_selftest, display
 from kvgauge.cli_load import load_run
 from kvgauge.errors import ExitCode, NotComparable, UserError
 from kvgauge.store.shield import SIGNALS
@@ -34,6 +34,7 @@ app.command("audit-kernels")(cli_kernels.audit_kernels)
 app.command("run")(cli_run.run)
 app.command("doctor")(cli_doctor.doctor)
 app.command("rerun")(cli_rerun.rerun)
+app.command("selftest")(cli_selftest.selftest)
 _print_json = display.print_json
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]

@@ -29,9 +29,9 @@ def audit_kernels(
 
     report = run(
         tuple(target or ()), tuple(kernel or ()), limits,
-        update=update, progress=display_kernels.progress,
+        update=update, progress=display.progress_line,
     )  # fmt: skip
-    display_kernels.end_progress()
+    display.progress_line("")
     if as_json:
         display.print_json(report.to_json())
     else:

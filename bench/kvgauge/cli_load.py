@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 
 
 def load_run(folder: Path) -> Run:
-    """The run; a torn last line is said. Raises UserError where it is no run folder."""
+    """The run, of a folder or of a self-test's bundle; a torn last line is said. Raises UserError."""
+    if folder.is_file():
+        from kvgauge.selftest.bundle import as_run_folder
+
+        with as_run_folder(folder) as unpacked:
+            return api.load_run(unpacked)
     run = api.load_run(folder)
     if run.torn_lines:
         display.note(

@@ -252,3 +252,9 @@ def print_baseline(baseline: Baseline) -> None:
     console.print(f"{len(baseline.cells)} cells from {len(baseline.made_from)} run(s)")
     for device, count in devices.items():
         console.print(escape(f"  {count} timed on {device}"), highlight=False)
+
+
+def progress_line(text: str) -> None:
+    """What is at work, on a line of its own of a terminal; nothing elsewhere."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text[:100]}", end="", file=sys.stderr, flush=True)

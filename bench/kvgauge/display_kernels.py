@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
 from rich.markup import escape
 from rich.table import Table
 
 from kvgauge import display
 from kvgauge.kernel_audit import Report
 from kvgauge_kernels.audit.run import Result
-
-_CLEAR = "\r\x1b[K"
-
-
-def progress(text: str) -> None:
-    """The kernel at work, on a line of its own of a terminal."""
-    if sys.stderr.isatty():
-        print(f"{_CLEAR}{text[:100]}", end="", file=sys.stderr, flush=True)
-
-
-def end_progress() -> None:
-    """Leave that line empty."""
-    if sys.stderr.isatty():
-        print(_CLEAR, end="", file=sys.stderr, flush=True)
 
 
 def print_report(report: Report) -> None:

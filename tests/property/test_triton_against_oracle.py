@@ -18,6 +18,7 @@ import torch
 from hypothesis import given, settings
 
 from kernels_for_tests import assert_right_kernel, error, observed
+from kvgauge.selftest.checks import run_checks
 from kvgauge_kernels import BACKENDS, oracle_decode
 from kvgauge_kernels.triton import launch
 from triton_for_tests import TritonCase, needs_triton, one_case, triton_cases
@@ -127,6 +128,13 @@ def test_a_row_of_zeros_has_a_scale_of_zero() -> None:
     assert view.v_scale is not None
     view.v_scale[:, :, :70] = 0.0
     assert error(TRITON.decode(q, view), oracle_decode(q, view)) <= MAX_ERROR[q.dtype]
+
+
+@inside
+def test_the_self_test_finds_it_right() -> None:
+    found = [c for c in run_checks(torch.device("cpu"), seed=0) if c.backend == "triton"]
+    assert {check.state for check in found} == {"right", "unsupported"}
+    assert {c.format for c in found if c.state == "unsupported"} == {"fp32"}
 
 
 @inside

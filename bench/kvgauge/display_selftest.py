@@ -1,0 +1,38 @@
+"""What `selftest` prints for people."""
+
+from __future__ import annotations
+
+from rich.markup import escape
+from rich.table import Table
+
+from kvgauge import display
+from kvgauge.selftest.command import Outcome
+
+
+def print_outcome(outcome: Outcome) -> None:
+    """Right and wrong by backend, then each backend's share of the measured bandwidth."""
+    out = display.out()
+    names = list(dict.fromkeys(check.backend for check in outcome.checks))
+    table = Table("backend", "right", "wrong", "failed", "unsupported", "largest error", box=None)
+    for name in names:
+        own = [check for check in outcome.checks if check.backend == name]
+        counts = [
+            sum(c.state == s for c in own) for s in ("right", "wrong", "failed", "unsupported")
+        ]
+        errors = [check.error for check in own if check.error is not None]
+        table.add_row(name, *map(str, counts), f"{max(errors):.1e}" if errors else "-")
+    out.print(table)
+    for check in outcome.wrong:
+        cache = f"{check.format}, {check.layout}, {check.k_dim}x{check.v_dim}"
+        out.print(
+            f"[bold red]{check.state}[/] {check.backend} ({cache}): {escape(check.reason or '')}",
+            soft_wrap=True, highlight=False,
+        )  # fmt: skip
+    rows = outcome.shares()
+    timed = list(dict.fromkeys(name for _, row in rows for name in row))
+    shares = Table("share of the read bandwidth measured beside it", *timed, box=None)
+    for point, row in rows:
+        values = (row.get(name) for name in timed)
+        shares.add_row(escape(point), *("-" if v is None else f"{v:.2f}" for v in values))
+    out.print(shares)
+    out.print(f"the run: {outcome.run.manifest.status}", highlight=False)

@@ -1,0 +1,105 @@
+"""Whether every backend computes rightly here, on small caches of every format and layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+
+from kvgauge.caches.codec import quantize_int8
+from kvgauge.measure.validity import kernel_fault, observe_ops, output_fault, relative_error
+from kvgauge_kernels import BACKENDS, AttentionBackend, KVView, oracle_decode
+from kvgauge_kernels.view import PLAIN_DTYPE
+
+State = Literal["right", "wrong", "unsupported", "failed"]
+_FORMATS = ("fp32", "fp16", "bf16", "int8")
+_DIMS = ((64, 64), (128, 128), (192, 128))
+_KV_HEADS, _GROUP = 2, 4
+# Several blocks of every kernel, the last one not full; one sequence is short.
+_LENGTHS = (331, 40)
+_LAYOUTS = (("contiguous", None), ("pages of 16", 16), ("pages of 256", 256))
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One backend on one cache."""
+
+    backend: str
+    format: str
+    layout: str
+    k_dim: int
+    v_dim: int
+    state: State
+    error: float | None
+    """Largest error against the float64 oracle, relative to the largest output; None where not run."""
+    reason: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def run_checks(
+    device: torch.device, seed: int, progress: Callable[[str], None] = lambda _text: None
+) -> list[Check]:
+    """Every backend that this machine has, on every cache; what it does not support says why."""
+    able = [b for b in BACKENDS.values() if b.available(device) is None and b.name != "reference"]
+    checks = []
+    for fmt in _FORMATS:
+        for layout, page_size in _LAYOUTS:
+            for dims in _DIMS:
+                view, q = _cache(fmt, dims, page_size, device, seed)
+                expected = oracle_decode(q, view)
+                for backend in able:
+                    progress(f"{backend.name} {fmt} {layout} {dims[0]}x{dims[1]}")
+                    state, error, reason = _judged(backend, q, view, expected)
+                    checks.append(Check(backend.name, fmt, layout, *dims, state, error, reason))
+    return checks
+
+
+def _judged(
+    backend: AttentionBackend, q: torch.Tensor, view: KVView, expected: torch.Tensor
+) -> tuple[State, float | None, str | None]:
+    reason = backend.supports(view, q.dtype)
+    if reason is not None:
+        return "unsupported", None, reason
+    outputs: list[torch.Tensor] = []
+    try:
+        seen = observe_ops(lambda: outputs.append(backend.decode(q, view)))
+    except Exception as raised:  # a kernel that does not run is what this is for
+        return "failed", None, f"{type(raised).__name__}: {' '.join(str(raised).split())[:300]}"
+    error = relative_error(outputs[0], expected)
+    fault = kernel_fault(seen, backend.kernel_ops, backend.forbidden_ops) or output_fault(
+        error, q.dtype
+    )
+    return ("right", error, None) if fault is None else ("wrong", error, fault.reason)
+
+
+def _cache(
+    fmt: str, dims: tuple[int, int], page_size: int | None, device: torch.device, seed: int
+) -> tuple[KVView, torch.Tensor]:
+    """A ragged cache of random numbers, zeros past its lengths, and a query."""
+    generator = torch.Generator().manual_seed(seed)
+    room, batch = max(_LENGTHS), len(_LENGTHS)
+    size = page_size or room
+    pages = -(-room // size)
+    shape = (batch * pages, _KV_HEADS, size)
+    table = torch.randperm(batch * pages, generator=generator).view(batch, pages).to(torch.int32)
+
+    def rows(dim: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        x = torch.randn(*shape, dim, generator=generator)
+        if fmt != "int8":
+            return x.to(PLAIN_DTYPE[fmt]).to(device), None
+        stored, scale = quantize_int8(x)
+        return stored.to(device), scale.to(device)
+
+    (k, k_scale), (v, v_scale) = rows(dims[0]), rows(dims[1])
+    where: dict[str, Any] = {}
+    if page_size is not None:
+        where = {"layout": "paged", "page_size": size, "block_table": table.to(device)}
+    view = KVView(k, v, fmt, k_scale, v_scale, _LENGTHS, **where)
+    q = torch.randn(batch, _KV_HEADS * _GROUP, dims[0], generator=generator)
+    dtype = torch.bfloat16 if fmt == "int8" else PLAIN_DTYPE[fmt]
+    return view, q.to(dtype).to(device)

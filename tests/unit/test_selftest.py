@@ -1,0 +1,132 @@
+"""`kvgauge selftest` on the CPU, small: checks, a run, the bundle; and what a wrong kernel does to it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kvgauge import cli
+from kvgauge.jobs import Options
+from kvgauge.selftest import command
+from kvgauge.selftest.checks import run_checks
+from kvgauge_kernels import BACKENDS, KVView
+from kvgauge_kernels.eager import Eager
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[str, ...]:
+    options = Options(
+        suites=("decode",), models=("smollm2-135m",), kv_formats=("bf16",), think_tokens=(64,),
+        batches=(1,), backends=("eager", "sdpa-flash"),
+    )  # fmt: skip
+    monkeypatch.setattr(command, "options_for", lambda *_: options)
+    out, folder = tmp_path / "selftest.json", tmp_path / "run"
+    return ("--device", "cpu", "--out", str(out), "--run-dir", str(folder))
+
+
+def start(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["kvgauge", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return int(str(stopped.value.code))
+
+
+class Off(Eager):
+    """eager, and a little beside it; or not at all."""
+
+    def __init__(self, error: float | None) -> None:
+        self._error = error
+
+    def decode(self, q: torch.Tensor, view: KVView) -> torch.Tensor:
+        if self._error is None:
+            raise RuntimeError("no such\nkernel")
+        return super().decode(q, view) + self._error
+
+
+def test_a_bundle_that_the_report_draws(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    small: tuple[str, ...],
+) -> None:  # fmt: skip
+    assert start(monkeypatch, "selftest", *small, "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["exit_code"] == 0
+    (share,) = said["shares"]
+    assert share["point"] == "smollm2-135m bf16 depth 64 batch 1"
+    assert set(share) == {"point", "eager", "sdpa-flash"}
+    bundle = json.loads((tmp_path / "selftest.json").read_text())
+    assert bundle["schema"] == "kvgauge.selftest/1"
+    assert len(bundle["records"]) == 2
+    assert {check["state"] for check in bundle["checks"]} == {"right", "unsupported"}
+    drawn = tmp_path / "report.md"
+    assert start(monkeypatch, "report", str(tmp_path / "selftest.json"), "--md", str(drawn)) == 0
+    assert "CPU run" in drawn.read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "word"), [(0.5, 4, "wrong eager"), (None, 5, "failed eager")]
+)
+def test_a_backend_that_errs_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    small: tuple[str, ...], error: float | None, code: int, word: str,
+) -> None:  # fmt: skip
+    from dataclasses import replace
+
+    options = replace(command.options_for("cpu", 1.0, 0), backends=("sdpa-flash",))
+    monkeypatch.setattr(command, "options_for", lambda *_: options)
+    monkeypatch.setitem(BACKENDS, "eager", Off(error))
+    assert start(monkeypatch, "selftest", *small) == code
+    said = capsys.readouterr().out
+    assert f"{word} (fp32, contiguous, 64x64): " in said
+    assert (tmp_path / "selftest.json").exists()
+
+
+def test_every_format_and_layout_has_a_backend_that_is_right() -> None:
+    """Paged caches on the CPU are the native kernels' alone, where they are built."""
+    checks = run_checks(CPU, seed=1)
+    right = {(c.format, c.layout) for c in checks if c.state == "right"}
+    assert {(fmt, "contiguous") for fmt in ("fp32", "fp16", "bf16", "int8")} <= right
+    assert not [c for c in checks if c.state in ("wrong", "failed")]
+    if BACKENDS["cpu"].available(CPU) is None:
+        assert len(right) == 4 * 3
+    assert all(c.reason for c in checks if c.state == "unsupported")
+
+
+def test_the_points_on_a_gpu_are_four_shapes_three_depths_two_batches() -> None:
+    gpu = command.options_for("cuda", 240.0, 0)
+    assert (len(gpu.models), len(gpu.think_tokens), gpu.batches) == (4, 3, (1, 16))
+    assert gpu.budget_s == 240.0
+    assert gpu.launches == ("graph",)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"schema": "kvgauge.selftest/1"}',
+        '{"schema": "kvgauge.selftest/1", "manifest": {}, "records": []}',
+    ],
+)
+def test_a_file_that_is_no_bundle(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str
+) -> None:  # fmt: skip
+    file = tmp_path / "other.json"
+    file.write_text(content)
+    assert start(monkeypatch, "summary", str(file)) == 2
+    error: Any = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+
+
+def test_the_bundle_needs_a_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert start(monkeypatch, "selftest", "--out", str(tmp_path / "no" / "x.json")) == 2
+    assert "no folder" in capsys.readouterr().err
