@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import struct
 from dataclasses import dataclass
 
 import pytest
@@ -16,6 +17,29 @@ from kvgauge_kernels.triton.launch import Processor
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="needs triton: pip install triton")
+
+
+def elf(sections: dict[str, bytes]) -> bytes:
+    """A small ELF file: header, the sections' bytes, names, table."""
+    names, entries, body = b"\0", [], b""
+    for name, content in {**sections, ".shstrtab": b""}.items():
+        at = len(names)
+        names += name.encode() + b"\0"
+        entries.append((at, 64 + len(body), content))
+        body += content
+    names_at = 64 + len(body)
+    table = names_at + len(names)
+    head = b"\x7fELF\x02\x01" + bytes(10)
+    head += struct.pack(
+        "<HHIQQQIHHHHHH", 2, 190, 1, 0, 0, table, 0, 64, 0, 0, 64, len(entries), len(entries) - 1
+    )
+    rows = [
+        struct.pack("<IIQQQQIIQQ", at, 1, 0, 0, o, len(c), 0, 0, 0, 0) for at, o, c in entries[:-1]
+    ]
+    rows.append(
+        struct.pack("<IIQQQQIIQQ", entries[-1][0], 3, 0, 0, names_at, len(names), 0, 0, 0, 0)
+    )
+    return head + body + names + b"".join(rows)
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,21 @@ import importlib.util
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
 
 from kvgauge import cli
 from kvgauge_kernels.audit import compiling, limits
-from kvgauge_kernels.audit.cases import default_cases
+from kvgauge_kernels.audit.cases import Case, default_cases
 from kvgauge_kernels.audit.run import triton_version
 from kvgauge_kernels.audit.targets import TARGETS
-from triton_for_tests import needs_triton
+from kvgauge_kernels.triton import launch
+from triton_for_tests import needs_triton, one_case
 
 SOURCE = Path(limits.PATH).with_name("kernels.py")
 ONE = ("--target", "sm_90", "--kernel", "split_decode/fp16/128x128/contiguous")
@@ -189,3 +193,59 @@ def test_the_committed_limits_hold_every_default_kernel(version: str) -> None:
         assert set(known[target.name]) == expected, "run `kvgauge audit-kernels --update`"
         for key, limit in known[target.name].items():
             assert limit.matrix > 0 or key.startswith("merge")
+
+
+class WarmedUp:
+    """In the place of a kernel: a launch compiles as Triton's own launcher would, and runs nothing."""
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = kernel
+
+    def __getitem__(self, grid: Any) -> Any:
+        return lambda *args, **options: self._kernel.warmup(*args, grid=grid, **options)
+
+
+class NoGpu:
+    """What Triton asks a driver before it compiles."""
+
+    def __init__(self, target: Any) -> None:
+        self.get_current_target = lambda: target
+        self.get_current_device = lambda: target.arch  # what is compiled is kept by device
+        self.get_current_stream = lambda _device: 0
+
+
+@needs_triton
+@pytest.mark.parametrize("name", ["sm_90", "sm_120"])
+@pytest.mark.parametrize(
+    ("fmt", "page_size", "lengths"),
+    [("fp16", None, None), ("bf16", 16, (200, 70)), ("int8", None, None), ("int8", 16, (77, 131))],
+)
+def test_what_the_host_launches_is_what_was_audited(
+    monkeypatch: pytest.MonkeyPatch, name: str, fmt: str, page_size: int | None,
+    lengths: tuple[int, ...] | None,
+) -> None:  # fmt: skip
+    """By the whole path of a launch, for rooms that are no multiple of anything."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.driver import driver
+
+    target, module = TARGETS[name], compiling.kernels()
+    case = replace(
+        one_case(), fmt=fmt, k_dim=128, v_dim=128, page_size=page_size, lengths=lengths, room=203,
+        q_dtype=torch.float16 if fmt == "fp16" else torch.bfloat16,
+    )  # fmt: skip
+    audited = Case(
+        "split_decode", fmt, "fp16" if fmt == "fp16" else "bf16", 128, 128, page_size or 0,
+        ragged=lengths is not None,
+    )  # fmt: skip
+    findings = compiling.compile_case(audited, target, module)
+    monkeypatch.setattr(launch, "processor", lambda _device: launch.Processor(132, target.room))
+    for kernel in ("split_decode", "merge_splits"):
+        monkeypatch.setattr(module, kernel, WarmedUp(getattr(module, kernel)))
+    gpu = GPUTarget(target.backend, target.arch, target.warp)
+    monkeypatch.setattr(driver, "_active", NoGpu(gpu))
+    view = case.view()
+    launch.triton_decode(
+        case.query(), view.k, view.v, view.k_scale, view.v_scale, view.block_table,
+        None if lengths is None else list(lengths),
+    )  # fmt: skip
+    assert launch.last_code_hash() == findings.code_hash[:16]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from kvgauge_kernels.audit.limits import Limit, load, save
 from kvgauge_kernels.audit.sass import load_bits, read_sass
 from kvgauge_kernels.audit.targets import TARGETS, programs_at_once
 from kvgauge_kernels.audit.ttir import bytes_per_token, loop_loads
+from triton_for_tests import elf
 
 SASS = """
 	.section	.text.split_decode,"ax",@progbits
@@ -127,29 +127,6 @@ def test_what_a_loop_moves() -> None:
     )
     assert bytes_per_token(twice, 64, (128, 128), (128, 128)) is None
     assert loop_loads("") == []
-
-
-def elf(sections: dict[str, bytes]) -> bytes:
-    """A small ELF file: header, the sections' bytes, names, table."""
-    names, entries, body = b"\0", [], b""
-    for name, content in {**sections, ".shstrtab": b""}.items():
-        at = len(names)
-        names += name.encode() + b"\0"
-        entries.append((at, 64 + len(body), content))
-        body += content
-    names_at = 64 + len(body)
-    table = names_at + len(names)
-    head = b"\x7fELF\x02\x01" + bytes(10)
-    head += struct.pack(
-        "<HHIQQQIHHHHHH", 2, 190, 1, 0, 0, table, 0, 64, 0, 0, 64, len(entries), len(entries) - 1
-    )
-    rows = [
-        struct.pack("<IIQQQQIIQQ", at, 1, 0, 0, o, len(c), 0, 0, 0, 0) for at, o, c in entries[:-1]
-    ]
-    rows.append(
-        struct.pack("<IIQQQQIIQQ", entries[-1][0], 3, 0, 0, names_at, len(names), 0, 0, 0, 0)
-    )
-    return head + body + names + b"".join(rows)
 
 
 def test_the_hash_is_of_the_instructions_alone() -> None:

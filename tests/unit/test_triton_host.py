@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,11 +17,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kernels_for_tests import make_query, make_view, naive
 from kvgauge_kernels import BACKENDS, KVView, oracle_prefill
+from kvgauge_kernels.audit.elf import code_hash
 from kvgauge_kernels.torch_prefill import prefill_by_torch
-from kvgauge_kernels.triton import configs
+from kvgauge_kernels.triton import configs, launch
 from kvgauge_kernels.triton.configs import Room, choose, padded, tile_row_bytes
 from kvgauge_kernels.triton.splits import chunk_tokens, split_count
-from triton_for_tests import needs_triton
+from triton_for_tests import elf, needs_triton
 
 TRITON = BACKENDS["triton"]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -189,3 +191,13 @@ def test_the_package_imports_without_triton() -> None:
         [sys.executable, "-c", code], cwd=root / "kernels", capture_output=True, text=True
     )
     assert done.stdout == "triton\n", done.stderr
+
+
+@needs_triton
+def test_the_version_names_the_machine_code_that_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record measured on a GPU can then be held against the audit's limits."""
+    monkeypatch.setattr(launch, "_last", None)
+    assert "code" not in TRITON.version()
+    binary = elf({".text.split_decode": b"\1\2\3"})
+    monkeypatch.setattr(launch, "_last", SimpleNamespace(asm={"cubin": binary}))
+    assert TRITON.version().endswith(f", code {code_hash(binary, 'split_decode')[:16]}")

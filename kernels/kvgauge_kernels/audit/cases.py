@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +86,9 @@ class Inputs:
     options: dict[str, int]
 
 
-def inputs(case: Case, target: Target, parameters: list[str]) -> Inputs:
+def inputs(
+    case: Case, target: Target, parameters: list[str], not_specialised: Collection[str]
+) -> Inputs:
     """As the host's own launch specialises them for a cache that torch allocated."""
     config = case.config(target)
     shapes = {
@@ -120,7 +123,7 @@ def inputs(case: Case, target: Target, parameters: list[str]) -> Inputs:
             signature[name] = "fp32"
         else:
             signature[name] = "i32"
-            if name.endswith("_stride") and name != "table_stride":
+            if name.endswith("_stride") and name not in not_specialised:
                 divisible.append(name)
     if config is None:
         options = {"num_warps": configs.MERGE_WARPS}

@@ -43,7 +43,7 @@ def compile_case(case: Case, target: Target, module: ModuleType) -> Findings:
     from triton.compiler import ASTSource
 
     function = getattr(module, case.kernel)
-    given = inputs(case, target, list(function.arg_names))
+    given = inputs(case, target, list(function.arg_names), function.do_not_specialize)
     attributes = {
         (function.arg_names.index(name),): [["tt.divisibility", 16]] for name in given.divisible
     }

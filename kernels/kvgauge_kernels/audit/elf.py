@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import struct
 
+SHORT_HASH = 16
+"""Hexadecimal digits of a hash in limits and records."""
+
 _HEADER = struct.Struct("<16xHHIQQQIHHHHHH")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 

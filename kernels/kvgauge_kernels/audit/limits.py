@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kvgauge_kernels.audit.elf import SHORT_HASH
 from kvgauge_kernels.audit.findings import Findings
 
 SCHEMA = 1
@@ -31,7 +32,7 @@ class Limit:
         code = findings.code
         return cls(
             code.registers, findings.shared_bytes, findings.programs_per_sm,
-            code.async_copies, sum(code.matrix.values()), findings.code_hash[:16],
+            code.async_copies, sum(code.matrix.values()), findings.code_hash[:SHORT_HASH],
         )  # fmt: skip
 
     def worse(self, findings: Findings) -> list[str]:

@@ -35,12 +35,17 @@ class TritonBackend:
     formats = frozenset({"fp16", "bf16", "int8"})
 
     def version(self) -> str:
-        """This package's, and triton's; raises PackageNotFoundError where triton is absent."""
+        """This package's and triton's, and the hash of the machine code that ran last, as limits.json has it.
+
+        Raises PackageNotFoundError where triton is absent.
+        """
         try:
             package = metadata.version("kvgauge")
         except metadata.PackageNotFoundError:
             package = "(a checkout)"
-        return f"kvgauge {package}, triton {metadata.version('triton')}"
+        code = launch.last_code_hash()
+        ran = f", code {code}" if code else ""
+        return f"kvgauge {package}, triton {metadata.version('triton')}{ran}"
 
     def available(self, device: torch.device) -> str | None:
         """A GPU of compute capability 8.0 or newer (or AMD's), with triton; a CPU by the interpreter."""

@@ -13,7 +13,15 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["tokens", "chunk", "group"])
+# What varies with the length of a cache is not specialised: one piece of machine code serves all of
+# them, the one that the audit reads. Strides of K and V are, which is what makes their loads wide.
+@triton.jit(
+    do_not_specialize=[
+        "tokens", "chunk", "group", "table_stride",
+        "k_scale_outer_stride", "k_scale_head_stride",
+        "v_scale_outer_stride", "v_scale_head_stride",
+    ]
+)  # fmt: skip
 def split_decode(
     q,  # [batch, q_heads, K_DIM] fp16 or bf16
     k,  # [batch, kv_heads, tokens, K_DIM], or pages [pages, kv_heads, PAGE, K_DIM]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 
+from kvgauge_kernels.audit.elf import SHORT_HASH, code_hash
 from kvgauge_kernels.triton import configs
 from kvgauge_kernels.triton.lengths import on_device
 from kvgauge_kernels.triton.splits import chunk_tokens, split_count
@@ -34,6 +36,17 @@ def processor(device: torch.device) -> Processor:
     backend = "hip" if torch.version.hip else "cuda"
     room = configs.Room(int(facts.shared_memory_per_multiprocessor), backend)
     return Processor(int(facts.multi_processor_count), room)
+
+
+# What Triton compiled for the launch before: its code is hashed only when someone asks.
+_last: Any = None
+
+
+def last_code_hash() -> str | None:
+    """The hash of the machine code of the last `split_decode`, as the audit has it; None before one."""
+    binaries = getattr(_last, "asm", {})
+    binary = binaries.get("cubin") or binaries.get("hsaco")
+    return None if binary is None else code_hash(binary, "split_decode")[:SHORT_HASH]
 
 
 def interpreted() -> bool:
@@ -97,7 +110,8 @@ def _start(
     # NVIDIA's compiler alone takes a cap: neither AMD's nor the interpreter.
     nvidia = not torch.version.hip and not interpreted()
     options = {"maxnreg": config.max_registers} if nvidia else {}
-    split_decode[grid](
+    global _last
+    _last = split_decode[grid](
         q, view.k, view.v, view.k_scale, view.v_scale, view.block_table, lengths,
         parts, part_sums, known[0], chunk, group, view.k_dim**-0.5 * math.log2(math.e),
         *q.stride()[:2],
@@ -119,7 +133,7 @@ def _start(
 
 def _strides(scale: torch.Tensor | None) -> tuple[int, int, int]:
     if scale is None:
-        return (0, 0, 0)
+        return (0, 0, 1)  # 1 is specialised away, as for scales that are there: the audit's code
     outer, head, token = scale.stride()
     return (outer, head, token)
 
