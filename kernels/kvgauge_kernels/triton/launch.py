@@ -85,7 +85,10 @@ def triton_decode(
     known = view.lengths or (view.tokens,) * view.batch
     chunk = chunk_tokens(known, programs, at_once, config.block_n)
     splits = split_count(max(known), chunk)
-    _start(q, view, out, config, group, (programs, splits, view.batch), chunk)
+    with torch.cuda.device_of(
+        q
+    ):  # Triton launches on the current device; nothing for a CPU's tensor
+        _start(q, view, out, config, group, (programs, splits, view.batch), chunk)
     return out
 
 
