@@ -1,0 +1,163 @@
+"""Break one line of the Triton kernels at a time: the tests under the interpreter must fail each time.
+
+    python tests/campaigns/mutate_triton.py [TEXT]     only mutations with TEXT in them; writes nothing then
+
+Writes results/triton_mutations.md. Some minutes on one core. Exit code 1 where a mutation survives.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TESTS = ROOT / "tests" / "property" / "test_triton_against_oracle.py"
+OUT = ROOT / "results" / "triton_mutations.md"
+KERNELS, LAUNCH = "kernels.py", "launch.py"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One text in one file of kvgauge_kernels/triton that becomes another, where it stands first."""
+
+    file: str
+    old: str
+    new: str
+
+
+MUTATIONS = tuple(
+    Mutation(*row)
+    for row in (
+        # Which program does what.
+        (KERNELS, "kv_head = tl.program_id(0) // row_blocks", "kv_head = tl.program_id(0) % row_blocks"),
+        (KERNELS, "first = split * chunk", "first = split * chunk + 1"),
+        (KERNELS, "length = tl.load(lengths + sequence)", "length = tl.load(lengths)"),
+        (KERNELS, "last = tl.minimum(first + chunk, length)", "last = first + chunk"),
+        (KERNELS, "(tl.program_id(0) % row_blocks) * ROWS", "(tl.program_id(0) % row_blocks) * 0"),
+        (KERNELS, "heads = kv_head * group + rows", "heads = kv_head + rows"),
+        (LAUNCH, "view.kv_heads * -(-group // configs.ROWS)", "view.kv_heads"),
+        # Where it reads.
+        (KERNELS, "sequence.to(tl.int64) * q_batch_stride", "sequence.to(tl.int64) * q_head_stride"),
+        (KERNELS, "k + wide_head * k_head_stride", "k + wide_head * v_head_stride"),
+        (KERNELS, "v + wide_head * v_head_stride", "v"),
+        (KERNELS, "valid = start + in_block < last", "valid = start + in_block <= last"),
+        (KERNELS, "page = outer\n", "page = outer * 0\n"),
+        (KERNELS, "before = tl.cast(start, tl.int64)", "before = tl.cast(first, tl.int64)"),
+        (KERNELS, "table_stride + start // PAGE", "table_stride + first // PAGE"),
+        (KERNELS, "before = tl.cast(start % PAGE, tl.int64)", "before = tl.cast(0, tl.int64)"),
+        (KERNELS, "token = position % PAGE", "token = in_block % PAGE"),
+        (KERNELS, "outer * table_stride + position // PAGE", "table_stride + position // PAGE"),
+        (KERNELS, "k_outer_stride + before * k_token_stride", "k_outer_stride + before * v_token_stride"),
+        (KERNELS, "v_outer_stride + before * v_token_stride", "v_outer_stride + before * k_token_stride"),
+        (KERNELS, "else valid[:, None] & (k_columns < K_DIM)", "else valid[:, None]"),
+        # Scales.
+        (KERNELS, "scores *= tl.load(at", "scores += 0 * tl.load(at"),
+        (KERNELS, "at = k_scale + wide_head * k_scale_head_stride", "at = k_scale"),
+        (KERNELS, "at += before * k_scale_token_stride", "at += 0 * k_scale_token_stride"),
+        (KERNELS, "page * v_scale_outer_stride", "0 * v_scale_outer_stride"),
+        (KERNELS, "at += before * v_scale_token_stride", "at += 0 * v_scale_token_stride"),
+        (KERNELS, "tl.maximum(tl.max(scale, 0), 1e-30)", "tl.max(scale, 0)"),
+        (KERNELS, "weights * (scale / largest)", "weights * scale"),
+        (KERNELS, "out += tl.dot(weights, values) * largest", "out += tl.dot(weights, values)"),
+        (KERNELS, "(24 - 8 * tl.arange(0, 4))", "(8 * tl.arange(0, 4))"),
+        (KERNELS, ")) >> 24", ")) >> 25"),
+        # The softmax over blocks.
+        (KERNELS, "tl.dot(query, tl.trans(keys)) * score_scale", "tl.dot(query, tl.trans(keys))"),
+        (LAUNCH, "math.log2(math.e)", "1.0"),
+        (KERNELS, 'tl.where(valid, scores, float("-inf"))', "tl.where(valid, scores, 0.0)"),
+        (KERNELS, "now = tl.maximum(best, tl.max(scores, 1))", "now = best * 0 + 0.0"),
+        (KERNELS, "kept = tl.exp2(best - now)", "kept = tl.exp2(best - best)"),
+        (KERNELS, "total = total * kept + tl.sum(weights, 1)", "total = total + tl.sum(weights, 1)"),
+        (KERNELS, "out *= kept[:, None]", "out *= 1.0"),
+        # What it leaves, and the merge.
+        (KERNELS, "(outer * q_heads + heads)", "(outer + heads)"),
+        (KERNELS, "best + tl.log2(total)", "best + total"),
+        (KERNELS, "mask=in_group[:, None] & (v_columns < V_DIM)", "mask=v_columns[None, :] < V_DIM"),
+        (KERNELS, "used = tl.cdiv(length, chunk)", "used = splits"),
+        (KERNELS, "range(0, used, BLOCK_S)", "range(0, BLOCK_S, BLOCK_S)"),
+        (KERNELS, "weights = tl.exp2(sums - now)", "weights = tl.exp(sums - now)"),
+        (KERNELS, "total = total * kept + tl.sum(weights, 0)", "total = total + tl.sum(weights, 0)"),
+        (KERNELS, "merged = merged * kept", "merged = merged"),
+        (KERNELS, "(merged / total)", "merged"),
+    )
+)  # fmt: skip
+
+
+def failing_test(mutation: Mutation) -> str | None:
+    """The first test that fails over a copy of the kernels with that mutation; None where all pass."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(ROOT / "kernels", Path(folder) / "kernels")
+        file = Path(folder) / "kernels" / "kvgauge_kernels" / "triton" / mutation.file
+        source = file.read_text()
+        if mutation.old not in source:
+            raise SystemExit(f"{mutation.file} has no {mutation.old!r}: mend the list")
+        file.write_text(source.replace(mutation.old, mutation.new, 1))
+        done = subprocess.run(
+            [
+                sys.executable, "-m", "pytest", str(TESTS), "-x", "-p", "no:cacheprovider", "-o",
+                f"pythonpath=bench {folder}/kernels reports tests",
+            ],
+            env={
+                **os.environ, "TRITON_INTERPRET": "1", "KVGAUGE_HYPOTHESIS": "unshrunk",
+                "PYTHONPATH": f"{folder}/kernels",
+            },
+            cwd=ROOT, capture_output=True, text=True,
+        )  # fmt: skip
+    if done.returncode == 0:
+        return None
+    if done.returncode < 0:  # the interpreter writes where the kernel says
+        return "(the process dies)"
+    failed = re.search(r"^FAILED \S+::(\w+)", done.stdout, re.MULTILINE)
+    if failed is None:
+        raise SystemExit(done.stdout[-3000:] + done.stderr[-1000:])
+    return failed[1]
+
+
+def main() -> int:
+    text = sys.argv[1] if len(sys.argv) > 1 else ""
+    chosen = [m for m in MUTATIONS if text in m.old or text in m.new]
+    rows, survivors = [], 0
+    for mutation in chosen:
+        start = time.monotonic()
+        test = failing_test(mutation)
+        survivors += test is None
+        rows.append((mutation, test))
+        print(
+            f"{time.monotonic() - start:5.1f} s  {test or 'SURVIVES'}: {mutation.new!r}", flush=True
+        )
+    if not text:
+        OUT.write_text(document(rows))
+    print(f"{len(chosen)} mutations, {survivors} survive")
+    return 1 if survivors else 0
+
+
+def document(rows: list[tuple[Mutation, str | None]]) -> str:
+    """The table as it is committed."""
+    from importlib.metadata import version
+
+    survivors = sum(test is None for _, test in rows)
+    lines = [
+        "# Mutations of the Triton kernels",
+        "",
+        f"`python tests/campaigns/mutate_triton.py`: {len(rows)} one-line mutations of the kernels and their "
+        f"launch, each against `{TESTS.relative_to(ROOT)}` under the interpreter of triton "
+        f"{version('triton')}. {survivors} survive.",
+        "",
+        "| file | line | mutated | test that fails |",
+        "|---|---|---|---|",
+    ]
+    for mutation, test in rows:
+        old, new = (" ".join(t.split()).replace("|", "\\|") for t in (mutation.old, mutation.new))
+        lines.append(f"| {mutation.file} | `{old}` | `{new}` | {test or '**none: survives**'} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
