@@ -33,6 +33,7 @@ class FlashInfer:
     kernel_ops: tuple[str, ...] = ()
     forbidden_ops = (*SDPA_OPS, "aten::bmm")
     formats = frozenset({"fp16", "bf16"})
+    layouts = frozenset({"contiguous", "paged"})
 
     def __init__(self) -> None:
         self._plans: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
@@ -66,7 +67,7 @@ class FlashInfer:
 
     def supports(self, view: KVView, q_dtype: torch.dtype) -> str | None:
         """fp16 and bf16, one head_dim of 64, 128 or 256, both layouts with K and V alike in strides."""
-        refusal = view.refusal(q_dtype, self.formats, ("contiguous", "paged"))
+        refusal = view.refusal(q_dtype, self.formats, self.layouts)
         if refusal is not None:
             return refusal
         if view.k_dim != view.v_dim or view.k_dim not in _HEAD_DIMS:

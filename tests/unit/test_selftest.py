@@ -16,6 +16,7 @@ from kvgauge.selftest import command
 from kvgauge.selftest.checks import run_checks
 from kvgauge_kernels import BACKENDS, KVView
 from kvgauge_kernels.eager import Eager
+from kvgauge_kernels.stored import STORED_FORMATS
 
 CPU = torch.device("cpu")
 
@@ -91,10 +92,10 @@ def test_every_format_and_layout_has_a_backend_that_is_right() -> None:
     """Paged caches on the CPU are the native kernels' alone, where they are built."""
     checks = run_checks(CPU, seed=1)
     right = {(c.format, c.layout) for c in checks if c.state == "right"}
-    assert {(fmt, "contiguous") for fmt in ("fp32", "fp16", "bf16", "int8")} <= right
+    assert {(fmt, "contiguous") for fmt in STORED_FORMATS} <= right
     assert not [c for c in checks if c.state in ("wrong", "failed")]
     if BACKENDS["cpu"].available(CPU) is None:
-        assert len(right) == 4 * 3
+        assert len(right) == 8 * 3
     assert all(c.reason for c in checks if c.state == "unsupported")
 
 

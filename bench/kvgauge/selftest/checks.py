@@ -8,13 +8,12 @@ from typing import Any, Literal
 
 import torch
 
-from kvgauge.caches.codec import quantize_int8
 from kvgauge.measure.validity import kernel_fault, observe_ops, output_fault, relative_error
 from kvgauge_kernels import BACKENDS, AttentionBackend, KVView, oracle_decode
-from kvgauge_kernels.view import PLAIN_DTYPE
+from kvgauge_kernels.quantize import Rows, quantize
+from kvgauge_kernels.stored import PLAIN_DTYPE, STORED_FORMATS
 
 State = Literal["right", "wrong", "unsupported", "failed"]
-_FORMATS = ("fp32", "fp16", "bf16", "int8")
 _DIMS = ((64, 64), (128, 128), (192, 128))
 _KV_HEADS, _GROUP = 2, 4
 # Several blocks of every kernel, the last one not full; one sequence is short.
@@ -47,7 +46,7 @@ def run_checks(
     """Every backend that this machine has, on every cache; what it does not support says why."""
     able = [b for b in BACKENDS.values() if b.available(device) is None and b.name != "reference"]
     checks = []
-    for fmt in _FORMATS:
+    for fmt in STORED_FORMATS:
         for layout, page_size in _LAYOUTS:
             for dims in _DIMS:
                 view, q = _cache(fmt, dims, page_size, device, seed)
@@ -88,18 +87,20 @@ def _cache(
     shape = (batch * pages, _KV_HEADS, size)
     table = torch.randperm(batch * pages, generator=generator).view(batch, pages).to(torch.int32)
 
-    def rows(dim: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        x = torch.randn(*shape, dim, generator=generator)
-        if fmt != "int8":
-            return x.to(PLAIN_DTYPE[fmt]).to(device), None
-        stored, scale = quantize_int8(x)
-        return stored.to(device), scale.to(device)
+    def rows(dim: int) -> Rows:
+        return quantize(torch.randn(*shape, dim, generator=generator).to(device), fmt)
 
-    (k, k_scale), (v, v_scale) = rows(dims[0]), rows(dims[1])
+    k, v = rows(dims[0]), rows(dims[1])
     where: dict[str, Any] = {}
     if page_size is not None:
         where = {"layout": "paged", "page_size": size, "block_table": table.to(device)}
-    view = KVView(k, v, fmt, k_scale, v_scale, _LENGTHS, **where)
+    sides: dict[str, Any] = {
+        "k_scale": k.scale,
+        "v_scale": v.scale,
+        "k_zero": k.zero,
+        "v_zero": v.zero,
+    }
+    view = KVView(k.codes, v.codes, fmt, lengths=_LENGTHS, **sides, **where)
     q = torch.randn(batch, _KV_HEADS * _GROUP, dims[0], generator=generator)
-    dtype = torch.bfloat16 if fmt == "int8" else PLAIN_DTYPE[fmt]
+    dtype = PLAIN_DTYPE.get(fmt, torch.bfloat16)
     return view, q.to(dtype).to(device)

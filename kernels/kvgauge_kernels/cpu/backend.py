@@ -8,8 +8,6 @@ from typing import Any
 import torch
 
 from kvgauge_kernels.cpu.native_module import NOT_BUILT, native
-from kvgauge_kernels.dequant import dequantized
-from kvgauge_kernels.sdpa import SdpaFlash, SdpaMath
 from kvgauge_kernels.stored import (
     FLOAT8_DTYPE,
     GROUPED_BITS,
@@ -18,6 +16,7 @@ from kvgauge_kernels.stored import (
     Stored,
     stored_as,
 )
+from kvgauge_kernels.torch_prefill import prefill_by_torch
 from kvgauge_kernels.view import SDPA_OPS, KVView
 
 # The native code's own limits (native/view.h).
@@ -132,21 +131,7 @@ class CpuBackend:
 
     def prefill(self, q: torch.Tensor, view: KVView) -> torch.Tensor:
         """See AttentionBackend; torch's sdpa-flash or sdpa-math. Raises ValueError for a window."""
-        view.check(q)
-        if view.window is not None:
-            raise ValueError(f"backend {self.name}: torch's prefill has no sliding window")
-        torchs = SdpaFlash() if view.k_dim == view.v_dim else SdpaMath()
-        if view.layout == "contiguous":
-            return torchs.prefill(q, _plain(view, q.dtype))
-        parts = (
-            torchs.prefill(q[i : i + 1], _plain(view.gathered(i), q.dtype))
-            for i in range(view.batch)
-        )
-        return torch.cat(list(parts))
-
-
-def _plain(view: KVView, dtype: torch.dtype) -> KVView:
-    return view if view.format in PLAIN_FORMATS else dequantized(view, dtype)
+        return prefill_by_torch(q, view)
 
 
 def _whole_rows(side: torch.Tensor | None) -> torch.Tensor | None:

@@ -33,6 +33,7 @@ class TritonBackend:
     kernel_ops = (launch.OP,)
     forbidden_ops = SDPA_OPS
     formats = frozenset({"fp16", "bf16", "int8"})
+    layouts = frozenset({"contiguous", "paged"})
 
     def version(self) -> str:
         """This package's and triton's, and the hash of the machine code that ran last, as limits.json has it.
@@ -67,7 +68,7 @@ class TritonBackend:
 
     def supports(self, view: KVView, q_dtype: torch.dtype) -> str | None:
         """fp16, bf16 and int8, both layouts, any page size, head dims in multiples of 16 up to 256."""
-        refusal = view.refusal(q_dtype, self.formats, ("contiguous", "paged"))
+        refusal = view.refusal(q_dtype, self.formats, self.layouts)
         if refusal is not None:
             return refusal
         for dim in (view.k_dim, view.v_dim):
