@@ -24,10 +24,9 @@ constexpr int64_t kPiecesPerThread = 6;
 
 // Bytes of results that are worth keeping from step to step.
 constexpr int64_t kKept = 1 << 20;
-// Tokens that are taken at a time. Few stay in the first-level cache until they are used; more reach over more
+// Tokens that are taken at a time. Few stay in the first-level cache from scores to rows; more reach over more
 // pages, which the core then waits for together.
-constexpr int kBlock = 48;
-constexpr int kPagedBlock = 64;
+constexpr int kWideBlock = 64;
 // Rows are short, and much is done once a block.
 constexpr int kGroupedBlock = 128;
 
@@ -237,7 +236,7 @@ void decode(int format, int q_dtype, int int_bits, const Sizes& sizes, const Que
   p.table = pointer<const int32_t>(table);
   p.table_row = table_row;
   p.page_size = page_size;
-  p.block_tokens = is_grouped(p.format) ? kGroupedBlock : page_size ? kPagedBlock : kBlock;
+  p.block_tokens = is_grouped(p.format) ? kGroupedBlock : kWideBlock;
   if (page_size) check_pages(p, entries, page_count, lengths);
   const auto [last, sinks] = window;
   require(last >= 0 && sinks >= 0, "a window must not be negative");
