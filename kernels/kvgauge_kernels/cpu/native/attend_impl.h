@@ -45,8 +45,8 @@ struct Plain {
 
   // Scores of H query heads from `first` on: out[h * kBlock + token].
   template <int H>
-  void scores(const Problem& p, int first, const Block& block, const Scales<Isa>& scales, int tokens,
-              float* out) const {
+  void scores(const Problem& p, int first, const Block& block, const Block& v_ahead, const Scales<Isa>& scales,
+              int tokens, float* out) const {
     constexpr int T = Isa::kAccumulators / H;
     const int dims = k_dim(p), v_bytes = bytes(v_dim(p));
     for (int t = 0; t < tokens; t += T) {
@@ -67,7 +67,7 @@ struct Plain {
         }
       }
       if (first == 0)
-        for (int i = 0; i < T; ++i) prefetch_row(block.v[t + i], v_bytes);
+        for (int i = 0; i < T; ++i) prefetch_row(v_ahead.v[t + i], v_bytes);
       alignas(64) float sum[H * T];
       Isa::sums(acc, sum);
 #pragma GCC unroll 4
@@ -80,7 +80,7 @@ struct Plain {
   // rows += weights * V, for H query heads, `stride` floats apart.
   template <int H>
   static void add_rows(const Problem& p, float* weights, const Block& block, const Scales<Isa>& scales,
-                       const Block& next, bool prefetch, int tokens, float* rows, int stride) {
+                       const Block& k_ahead, bool prefetch, int tokens, float* rows, int stride) {
     const int k_bytes = bytes(k_dim(p)), vectors = v_dim(p) / Isa::kLanes, v_bytes = bytes(v_dim(p));
     constexpr int kFree = Isa::kAccumulators / H;
     constexpr int kFixed = VDim ? VDim / Isa::kLanes : kFree;
@@ -89,14 +89,14 @@ struct Plain {
       for (int h = 0; h < H; ++h) multiply(weights + h * kBlock, scales.v[0], tokens);
     // Few tokens at a time, so that the columns of a row that are not in registers yet are still near. The next
     // K is asked for bit by bit meanwhile: more at once than a core can wait for would hold it up.
-    const char* const* ahead = prefetch ? next.k : nullptr;
+    const char* const* ahead = prefetch ? k_ahead.k : nullptr;
     for (int some = 0; some < tokens; some += 8) {
       int c = 0;
       for (; c + C <= vectors; c += C) add_columns<H, C>(p, weights, block, scales, ahead, some, c, stride, rows);
       if constexpr (VDim == 0)
         for (; c < vectors; ++c) add_columns<H, 1>(p, weights, block, scales, ahead, some, c, stride, rows);
       if (prefetch && k_bytes > v_bytes)
-        for (int t = some; t < some + 8; ++t) prefetch_row(next.k[t] + v_bytes, k_bytes - v_bytes);
+        for (int t = some; t < some + 8; ++t) prefetch_row(k_ahead.k[t] + v_bytes, k_bytes - v_bytes);
     }
   }
 
@@ -246,12 +246,16 @@ void attend(const Problem& p, const Task& task, Parts parts, int64_t apart) {
     for (int64_t i = 0; i < task.heads; ++i, at = (at + 1) % 3) {
       Block& block = blocks[at];
       const Block& next = blocks[(at + 1) % 3];
-      find(blocks[(at + 2) % 3], next);
+      Block& second = blocks[(at + 2) % 3];
+      find(second, next);
+      // Rows are asked for half a block before they are used; where blocks lie apart, a block and a half, as each
+      // begins with a look-up of where its pages of memory are.
+      const Block &v_ahead = task.heads > 1 ? next : block, &k_ahead = task.heads > 1 ? second : next;
       if (is_scaled(p.format)) scales.read(p, block);
       Part& part = parts[i * apart];
       const int padded = (block.tokens + 15) / 16 * 16;
       for_tiles(p.group, [&](auto heads, int g) {
-        arithmetic[i].template scores<heads()>(p, g, block, scales, padded, scores + g * kBlock);
+        arithmetic[i].template scores<heads()>(p, g, block, v_ahead, scales, padded, scores + g * kBlock);
       });
       for (int g = 0; g < p.group; ++g)
         weigh<Isa>(scores + g * kBlock, block.tokens, padded, part.largest[g], part.sum[g], part.rows() + g * stride,
@@ -259,7 +263,7 @@ void attend(const Problem& p, const Task& task, Parts parts, int64_t apart) {
       for (int g = p.group; g < heads_in_tiles; ++g)
         std::memset(scores + g * kBlock, 0, sizeof(float) * kBlock);
       for_tiles(p.group, [&](auto heads, int g) {
-        arithmetic[i].template add_rows<heads()>(p, scores + g * kBlock, block, scales, next, g == 0, padded,
+        arithmetic[i].template add_rows<heads()>(p, scores + g * kBlock, block, scales, k_ahead, g == 0, padded,
                                                       part.rows() + g * stride, stride);
       });
     }

@@ -50,8 +50,8 @@ struct Bytewise {
   }
 
   template <int H>
-  void scores(const Problem& p, int first, const Block& block, const Scales<Avx512>& scales, int tokens,
-              float* out) const {
+  void scores(const Problem& p, int first, const Block& block, const Block& v_ahead, const Scales<Avx512>& scales,
+              int tokens, float* out) const {
     constexpr int T = 16 / H;
     const __m512i middle = _mm512_set1_epi8(static_cast<char>(128));
     const int dims = k_dim(p), chunks = (dims + 63) / 64;
@@ -82,7 +82,7 @@ struct Bytewise {
         }
       }
       if (first == 0)
-        for (int i = 0; i < T; ++i) prefetch_row(block.v[t + i], v_dim(p));
+        for (int i = 0; i < T; ++i) prefetch_row(v_ahead.v[t + i], v_dim(p));
       alignas(64) float sum[16];
       _mm512_store_ps(sum, _mm512_cvtepi32_ps(sums16(acc)));
 #pragma GCC unroll 4
@@ -98,7 +98,7 @@ struct Bytewise {
   }
 
   template <int H>
-  void add_rows(const Problem& p, float* weights, const Block& block, const Scales<Avx512>& scales, const Block& next,
+  void add_rows(const Problem& p, float* weights, const Block& block, const Scales<Avx512>& scales, const Block& k_ahead,
                 bool is_first, int tokens, float* rows, int stride) {
     alignas(64) uint8_t w[Bytes][H][kBlock];
     float step[H];
@@ -108,7 +108,7 @@ struct Bytewise {
     for (int h = 0; h < H; ++h) rounded &= round_weights<H>(weights + h * kBlock, scales, tokens, h, w, step[h]);
     // A scale below 0, or a NaN: not for unsigned bytes.
     if (!rounded)
-      return Plain<Avx512, Format::int8, Dim, Dim>::template add_rows<H>(p, weights, block, scales, next, false, tokens,
+      return Plain<Avx512, Format::int8, Dim, Dim>::template add_rows<H>(p, weights, block, scales, k_ahead, false, tokens,
                                                                           rows, stride);
 
     constexpr int C = Dim && 16 / H > 4 ? (16 / H < Dim / 16 ? 16 / H : Dim / 16) : 4;
@@ -118,7 +118,7 @@ struct Bytewise {
       for (int i = 0; i < H * C; ++i) acc[i] = _mm512_setzero_si512();
       // The next K is asked for bit by bit meanwhile: more at once than a core can wait for would hold it up.
       const int from = tokens * c / columns, to = tokens * (c + C) / columns;
-      const char* const* ahead = is_first ? next.k + from : nullptr;
+      const char* const* ahead = is_first ? k_ahead.k + from : nullptr;
       add_bytes<H, C>(w[0], c, tokens, acc, ahead, to - from, k_bytes);
       if constexpr (Bytes == 2) {
 #pragma GCC unroll 16

@@ -103,8 +103,8 @@ struct Packed {
   }
 
   template <int H>
-  void scores(const Problem& p, int first, const Block& block, const Scales<Avx512>& scales, int tokens,
-              float* out) const {
+  void scores(const Problem& p, int first, const Block& block, const Block& v_ahead, const Scales<Avx512>& scales,
+              int tokens, float* out) const {
     const int row = k_row(p), group_words = p.group_elements / kWordElements;
     for (int t = 0; t < tokens; t += 16) {
       __m512i words[16 * kChunks];
@@ -118,7 +118,7 @@ struct Packed {
         for (int i = 0; i < 16; ++i) words[16 * c + i] = x[i];
       }
       if (first == 0)
-        for (int i = 0; i < 16; ++i) prefetch_row(block.v[t + i], v_row(p));
+        for (int i = 0; i < 16; ++i) prefetch_row(v_ahead.v[t + i], v_row(p));
       __m512 score[H];
       for (int g = 0, word = 0; g < p.k_groups; ++g) {
         const int end = word + group_words < row / 4 ? word + group_words : row / 4;
@@ -141,7 +141,7 @@ struct Packed {
   }
 
   template <int H>
-  void add_rows(const Problem& p, float* weights, const Block& block, const Scales<Avx512>& scales, const Block& next,
+  void add_rows(const Problem& p, float* weights, const Block& block, const Scales<Avx512>& scales, const Block& k_ahead,
                 bool is_first, int tokens, float* rows, int stride) {
     Weights<H> w;
     __m512 rest[H][RowBytes ? RowBytes * kFields / kDimStep : kMaxGroups];
@@ -167,7 +167,7 @@ struct Packed {
     for (int pass = 0; pass < passes; ++pass) {
       // The next K is asked for bit by bit meanwhile: more at once than a core can wait for would hold it up.
       if (is_first)
-        for (int t = tokens * pass / passes; t < tokens * (pass + 1) / passes; ++t) prefetch_row(next.k[t], k_row(p));
+        for (int t = tokens * pass / passes; t < tokens * (pass + 1) / passes; ++t) prefetch_row(k_ahead.k[t], k_row(p));
       if (alike)
         add_vectors<H, K, true>(p, w, pass * K, tokens, rows, stride);
       else
