@@ -136,6 +136,11 @@ def random_layer(
     return KVView(format=fmt, **where)
 
 
+def held_bytes(view: KVView) -> int:
+    """Bytes of a cache, scales and zeros included; what K and V share counts once."""
+    return sum({x.data_ptr(): x.nbytes for x in reversed(view.tensors().values())}.values())
+
+
 def _random_rows(
     name: str, fmt: str, shape: tuple[int, ...], dim: int, generator: torch.Generator
 ) -> dict[str, Any]:

@@ -21,19 +21,24 @@ from pathlib import Path
 
 import torch
 
-from kernels_for_tests import random_layer
+from kernels_for_tests import held_bytes, random_layer
 from kvgauge.devices.cpu import CpuDevice
 from kvgauge.devices.probe import make_probe
 from kvgauge.measure.stats import median
 from kvgauge.store.provenance import git_state
-from kvgauge_kernels import BACKENDS, KVView
+from kvgauge_kernels import BACKENDS
 from kvgauge_kernels.cpu import probe
+from kvgauge_kernels.stored import PLAIN_DTYPE
 
 DEPTHS = (8192, 16384, 32768, 65536, 131072)
 # Between the two states that a virtual machine's cores were seen in: 31 to 50 and 129 to 209 ns.
 NEAR_NS = 80.0
-FORMATS = (("cpu", "fp16"), ("cpu", "bf16"), ("cpu", "fp32"), ("cpu", "int8"), ("cpu-q8", "int8"))
-LINES = (("cpu", "fp16"), ("cpu", "int8"))
+FORMATS = (
+    *(("cpu", fmt) for fmt in ("fp16", "bf16", "fp32", "fp8_e4m3", "int8", "int4", "int2")),
+    *(("cpu-q8", fmt) for fmt in ("int8", "int4", "int2")),
+)
+IN_PAGES = ("fp16", "int8", "int4")
+LINES = (("cpu", "fp16"), ("cpu", "int8"), ("cpu", "int4"))
 OF_TORCH = ("eager", "sdpa-math", "sdpa-flash", "dequant+sdpa")
 
 
@@ -55,14 +60,8 @@ class Case:
 def case(label: str, backend: str, fmt: str, depth: int, layout: str = "contiguous") -> Case:
     """A layer of that depth with random data."""
     view = random_layer(fmt, depth, layout)
-    q = torch.randn(1, 32, 128).to(torch.bfloat16 if fmt == "int8" else view.k.dtype)
-    return Case(label, partial(BACKENDS[backend].decode, q, view), held(view))
-
-
-def held(view: KVView) -> int:
-    """Bytes of the cache, scales included."""
-    parts = (view.k, view.v, view.k_scale, view.v_scale)
-    return sum(part.nbytes for part in parts if part is not None)
+    q = torch.randn(1, 32, 128).to(PLAIN_DTYPE.get(fmt, torch.bfloat16))
+    return Case(label, partial(BACKENDS[backend].decode, q, view), held_bytes(view))
 
 
 def measure(cases: list[Case], rounds: int, read: Callable[[], float]) -> list[str]:
@@ -137,9 +136,7 @@ def depth_table(rounds: int, read: Callable[[], float]) -> list[str]:
 def able(backend: str, fmt: str) -> bool:
     """Whether the backend reads that format here."""
     view = random_layer(fmt, 256)
-    return (
-        BACKENDS[backend].supports(view, torch.bfloat16 if fmt == "int8" else view.k.dtype) is None
-    )
+    return BACKENDS[backend].supports(view, PLAIN_DTYPE.get(fmt, torch.bfloat16)) is None
 
 
 def roof_table(depth: int, rounds: int, read: Callable[[], float]) -> list[str]:
@@ -148,7 +145,7 @@ def roof_table(depth: int, rounds: int, read: Callable[[], float]) -> list[str]:
     for backend, fmt in FORMATS:
         if able(backend, fmt):
             cases.append(case(f"`{backend}` {fmt}", backend, fmt, depth))
-            if fmt in ("fp16", "int8"):
+            if fmt in IN_PAGES:
                 cases += [
                     case(f"`{backend}` {fmt}, {layout}", backend, fmt, depth, layout)
                     for layout in ("pages in order", "pages at random")
@@ -159,7 +156,7 @@ def roof_table(depth: int, rounds: int, read: Callable[[], float]) -> list[str]:
 def torch_table(rounds: int, read: Callable[[], float]) -> list[str]:
     """Of each format our kernel and all that torch has."""
     lines: list[str] = []
-    for fmt in ("fp32", "fp16", "bf16", "int8"):
+    for fmt in ("fp32", "fp16", "bf16", "fp8_e4m3", "int8", "int4", "int2"):
         names = [name for name in ("cpu", *OF_TORCH) if able(name, fmt)]
         cases = [case(f"`{name}` {fmt}", name, fmt, 32768) for name in names]
         lines += table(cases, measure(cases, rounds, read), cases[0])[2 if lines else 0 :]
