@@ -53,7 +53,7 @@ class Eager:
 def _attend(q: torch.Tensor, view: KVView) -> torch.Tensor:
     batch, q_heads, q_tokens, k_dim = q.shape
     grouped = (batch, view.kv_heads, q_heads // view.kv_heads, q_tokens)
-    rows = q.reshape(batch, view.kv_heads, -1, k_dim)
+    rows = q.reshape(batch, view.kv_heads, q_heads // view.kv_heads * q_tokens, k_dim)
     scores = torch.matmul(rows, view.k.transpose(-1, -2)) * k_dim**-0.5
     if q_tokens > 1 or view.ragged:
         hidden = view.visible(q_tokens).logical_not_().unsqueeze(1)

@@ -114,7 +114,7 @@ class SdpaFlash:
             out = _joined(
                 [F.scaled_dot_product_attention(rows[i], p.k, p.v) for i, p in view.dense()]
             )
-        return out.reshape(view.batch, -1, view.v_dim)
+        return out.reshape(*q.shape[:2], view.v_dim)
 
     def prefill(self, q: torch.Tensor, view: KVView) -> torch.Tensor:
         """See AttentionBackend.

@@ -72,6 +72,10 @@ class KVView:
             raise ValueError(
                 f"k {list(self.k.shape)} and v {list(self.v.shape)} differ in batch, heads or tokens"
             )
+        if 0 in (*self.k.shape[2:], self.v.shape[3]):
+            raise ValueError(
+                f"no tokens or no dims: k {list(self.k.shape)}, v {list(self.v.shape)}"
+            )
         if self.k.dtype != self.v.dtype or self.k.device != self.v.device:
             raise ValueError(
                 f"k is {self.k.dtype} on {self.k.device}, v {self.v.dtype} on {self.v.device}"

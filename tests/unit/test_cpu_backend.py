@@ -268,7 +268,10 @@ def test_the_operator_itself_reads_nothing_that_is_not_there(
 def test_no_sequences_and_no_heads() -> None:
     nothing = torch.ones(0, 2, 5, 64)
     view = KVView(nothing, nothing, "fp32", lengths=())
-    assert BACKENDS["cpu"].decode(torch.ones(0, 4, 64), view).shape == (0, 4, 64)
+    for name in ("cpu", "eager", "sdpa-math", "sdpa-flash", "reference"):
+        assert BACKENDS[name].decode(torch.ones(0, 4, 64), view).shape == (0, 4, 64), name
+    with pytest.raises(ValueError, match=r"no tokens.*\[1, 2, 0, 64\]"):
+        KVView(torch.ones(1, 2, 0, 64), torch.ones(1, 2, 0, 64), "fp32")
     headless = torch.ones(1, 0, 5, 64)
     with pytest.raises(ValueError, match="over 0 K/V heads"):
         BACKENDS["cpu"].decode(torch.ones(1, 4, 64), KVView(headless, headless, "fp32"))
