@@ -181,11 +181,12 @@ def test_decode(case: Case, level: str, threads: int) -> None:
     NATIVE.set_thread_count(threads)
     view, q = case.view(), case.query()
     expected = oracle_decode(q, view)
-    eight = case.integers and level == "avx512"
     for name in ("cpu", "cpu-q8"):
         backend = BACKENDS[name]
-        assert (backend.supports(view, q.dtype) is None) == (name == "cpu" or eight)
-        if name == "cpu-q8" and not eight:
+        able = backend.supports(view, q.dtype) is None
+        if name == "cpu" or not case.integers or level != "avx2":
+            assert able == (name == "cpu" or (case.integers and level == "avx512"))
+        if not able:
             continue
         out = backend.decode(q, view)
         assert out.dtype == q.dtype

@@ -69,8 +69,8 @@ def test_all_codes_of_an_eight_bit_float(level: str, fmt: str) -> None:
 def test_scales_that_are_no_steps(level: str, name: str, fmt: str, sign: str) -> None:
     view = make_view(fmt, tokens=90, k_dim=128)
     assert view.v_scale is not None
-    if name == "cpu-q8" and level != "avx512":
-        pytest.skip("cpu-q8 is for AVX-512")
+    if name == "cpu-q8" and level == "portable":
+        pytest.skip("cpu-q8 is for AVX-512 and AVX2")
     wrong = {"negative": -0.5, "zero": 0.0, "not a number": float("nan")}[sign]
     view.v_scale[:, 0, 17, 1] = wrong
     q = make_query(view, 4, torch.float32)
@@ -103,3 +103,17 @@ def test_backends_without_windows_say_so() -> None:
     for wrong in ({"window": 0}, {"window": None, "sink_tokens": 3}, {"sink_tokens": -1}):
         with pytest.raises(ValueError, match=r"window|sink"):
             replace(view, **wrong)
+
+
+@built
+@pytest.mark.parametrize(
+    ("fmt", "dim", "taken"),
+    [("int4", 128, True), ("int4", 96, True), ("int4", 80, False), ("int2", 64, True),
+     ("int2", 96, False), ("int4-g16", 64, False), ("int8", 128, False)],
+)  # fmt: skip
+def test_8_bits_with_avx2_want_whole_pieces(level: str, fmt: str, dim: int, taken: bool) -> None:
+    reason = BACKENDS["cpu-q8"].supports(make_view(fmt, tokens=70, k_dim=dim), torch.float16)
+    if level == "avx512" or (level == "avx2" and taken):
+        assert reason is None
+    else:
+        assert f"needs AVX-512 with VNNI, not {level}" in str(reason)

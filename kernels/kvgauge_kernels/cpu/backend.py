@@ -21,6 +21,7 @@ from kvgauge_kernels.view import SDPA_OPS, KVView
 
 # The native code's own limits (native/view.h).
 _DIM_STEP, _MAX_DIM, _MAX_GROUPED_DIM = 16, 576, 256
+_AVX2_PIECE_BYTES = 16  # native/packed_avx2.h
 # As the native code numbers them (native/view.h).
 _FORMAT = {
     "fp32": 0, "fp16": 1, "bf16": 2, "int8": 3, "int4": 4, "int2": 5, "fp8_e4m3": 6, "fp8_e5m2": 7
@@ -37,7 +38,8 @@ class CpuBackend:
     and the attention weights are quantized too: to 16 bits in `cpu` (about 4e-5 of error), to 8 bits in
     `cpu-q8` (about 1e-2), which is faster. Those errors are for queries of like-sized numbers: one
     step serves a whole head, so a number that stands out costs the others their precision. Where
-    there are no integer kernels `cpu` computes in fp32.
+    there are no integer kernels `cpu` computes in fp32: with AVX2 those are for int4 and int2 rows and
+    groups of whole 16 bytes.
     Memory past a sequence's length, and pages that no sequence uses, may hold anything.
 
     Prefill is torch's: it runs through sdpa-flash, or sdpa-math where the K and V dims differ, over a copy
@@ -82,8 +84,10 @@ class CpuBackend:
             if dim % _DIM_STEP or not 0 < dim <= most:
                 return f"head_dim {dim}: {self.name} takes multiples of {_DIM_STEP} up to {most}"
         module = native()
-        if self._int_bits == 8 and module is not None and module.level() != "avx512":
-            return f"{self.name} needs AVX-512 with VNNI, not {module.level()}"
+        level = "avx512" if module is None else module.level()
+        eight_bits = level == "avx512" or (level == "avx2" and _whole_pieces(view))
+        if self._int_bits == 8 and not eight_bits:
+            return f"{self.name} of this cache needs AVX-512 with VNNI, not {level}"
         if q_dtype not in _Q_FORMAT:
             return f"queries of {q_dtype}: {self.name} takes fp32, fp16 and bf16"
         if group is not None and group % _DIM_STEP:
@@ -132,6 +136,17 @@ class CpuBackend:
     def prefill(self, q: torch.Tensor, view: KVView) -> torch.Tensor:
         """See AttentionBackend; torch's sdpa-flash or sdpa-math. Raises ValueError for a window."""
         return prefill_by_torch(q, view)
+
+
+def _whole_pieces(view: KVView) -> bool:
+    """Whether AVX2's integer kernels take the rows and groups: of int4 and int2, in whole pieces."""
+    kind, dims = stored_as(view.format), (view.k_dim, view.v_dim)
+    if kind.group is None:
+        return False
+    sizes = [dim * kind.bits // 8 for dim in dims]
+    if any(kind.groups(dim) > 1 for dim in dims):
+        sizes.append(kind.group * kind.bits // 8)
+    return all(size % _AVX2_PIECE_BYTES == 0 for size in sizes)
 
 
 def _whole_rows(side: torch.Tensor | None) -> torch.Tensor | None:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "avx512.h"
+#include "rounding.h"
 
 namespace kvgauge {
 namespace {
@@ -31,15 +32,9 @@ struct Bytewise {
     std::memset(q, Bytes == 2 ? 0 : 128, sizeof(q));
     for (int g = 0; g < kMaxGroup; ++g) {
       const float* row = scaled + g * dims;
-      float largest = 0.0f, finite = 0.0f;
-      for (int d = 0; d < dims; ++d) {
-        const float size = std::fabs(row[d]);
-        largest = size > largest ? size : largest;
-        finite += row[d] - row[d];
-      }
-      // NaN or infinity in a query makes all its scores NaN.
-      q_step[g] = largest / kSteps + finite;
-      const __m512 by = _mm512_set1_ps(largest > 1e-30f ? kSteps / largest : 0.0f);
+      const Rounding rounding(row, dims, kSteps);
+      q_step[g] = rounding.step;
+      const __m512 by = _mm512_set1_ps(rounding.by);
       for (int d = 0; d < dims && g < tiled(p.group); d += 16) {
         const __m512i x = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(row + d), by));
         const __m512i shifted = _mm512_add_epi32(x, _mm512_set1_epi32(Bytes == 2 ? 32768 : 128));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "avx512.h"
+#include "rounding.h"
 
 namespace kvgauge {
 namespace {
@@ -76,19 +77,12 @@ struct Packed {
     std::memset(q_rest, 0, sizeof(q_rest));
     for (int g = 0; g < tiled(p.group); ++g) {
       const float* row = scaled + g * dims;
-      float largest = 0.0f, finite = 0.0f;
+      const Rounding rounding(row, dims, kSteps);
+      q_step[g] = rounding.step;
       for (int d = 0; d < dims; ++d) {
-        const float size = std::fabs(row[d]);
-        largest = size > largest ? size : largest;
-        finite += row[d] - row[d];
-      }
-      // NaN or infinity in a query makes all its scores NaN.
-      const float step = q_step[g] = largest / kSteps + finite;
-      const float by = largest > 1e-30f ? kSteps / largest : 0.0f;
-      for (int d = 0; d < dims; ++d) {
-        const int rounded = static_cast<int>(std::nearbyint(row[d] * by)), group = p.group_of[d / kDimStep];
+        const int rounded = rounding.of(row[d]), group = p.group_of[d / kDimStep];
         q_sum[g][group] += row[d];
-        q_rest[g][group] += kMiddle * (row[d] - step * static_cast<float>(rounded));
+        q_rest[g][group] += kMiddle * (row[d] - rounding.step * static_cast<float>(rounded));
         const int place = d % kWordElements;
         int8_t* to = reinterpret_cast<int8_t*>(&q[0][g][d / kWordElements * kFields + place % kFields]) + place / kFields;
         const int low = static_cast<int8_t>(rounded & 255);
