@@ -38,8 +38,8 @@ class CpuBackend:
     and the attention weights are quantized too: to 16 bits in `cpu` (about 4e-5 of error), to 8 bits in
     `cpu-q8` (about 1e-2), which is faster. Those errors are for queries of like-sized numbers: one
     step serves a whole head, so a number that stands out costs the others their precision. Where
-    there are no integer kernels `cpu` computes in fp32: with AVX2 those are for int4 and int2 rows and
-    groups of whole 16 bytes.
+    there are no integer kernels `cpu` computes in fp32: with AVX2 those are for int8, and for int4
+    and int2 rows and groups of whole 16 bytes.
     Memory past a sequence's length, and pages that no sequence uses, may hold anything.
 
     Prefill is torch's: it runs through sdpa-flash, or sdpa-math where the K and V dims differ, over a copy
