@@ -18,8 +18,8 @@ def append(view: KVView, k: torch.Tensor, v: torch.Tensor) -> KVView:
     """Quantize one more token of each sequence into the room behind its last; nothing is allocated.
 
     k: `[batch, kv_heads, k_dim]`, v: `[batch, kv_heads, v_dim]` floats; the view must have `lengths`.
-    Returns the view with each length one longer. Raises ValueError where there is no room, or the
-    shapes are not the cache's.
+    Of MLA's latents v is the first v_dim elements of k. Returns the view with each length one longer.
+    Raises ValueError where there is no room, and for what is not the cache's.
     """
     if view.lengths is None or max(view.lengths) >= view.tokens:
         raise ValueError(f"no room for a token more in {view.tokens}: lengths {view.lengths}")
@@ -28,9 +28,11 @@ def append(view: KVView, k: torch.Tensor, v: torch.Tensor) -> KVView:
             raise ValueError(
                 f"{name} must be {[view.batch, view.kv_heads, dim]}: {list(rows.shape)}"
             )
+    if view.shares_rows and not torch.equal(k[..., : view.v_dim], v):
+        raise ValueError(f"v must be the first {view.v_dim} elements of k, in whose rows it lies")
     outer, inside = _places(view, torch.tensor(view.lengths, device=view.k.device)[:, None])
     new = {**_named("k", quantize(k, view.format)), **_named("v", quantize(v, view.format))}
-    for name, tensor in view.tensors().items():
+    for name, tensor in view.stored_tensors().items():
         # An index on both sides of a slice comes first: [batch, kv_heads, ...].
         tensor[outer[:, 0], :, inside[:, 0]] = new[name].to(tensor.device)
     return replace(view, lengths=tuple(n + 1 for n in view.lengths))
@@ -43,6 +45,8 @@ def keep(view: KVView, kept: torch.Tensor) -> KVView:
     tokens. Raises ValueError for positions that do not rise or are not there.
     """
     lengths = torch.tensor([view.length(b) for b in range(view.batch)], device=kept.device)
+    if kept.is_floating_point() or kept.dtype == torch.bool:
+        raise ValueError(f"kept must be int64 positions, not {kept.dtype}")
     if kept.dim() != 2 or kept.shape[0] != view.batch or not kept.shape[1]:
         raise ValueError(f"kept must be [{view.batch}, at least 1]: {list(kept.shape)}")
     if bool((kept[:, 1:] <= kept[:, :-1]).any() or (kept[:, 0] < 0).any()):
@@ -53,7 +57,7 @@ def keep(view: KVView, kept: torch.Tensor) -> KVView:
     outer_from, inside_from = _places(view, kept)
     front = torch.arange(n, device=kept.device).expand(view.batch, n)
     outer_to, inside_to = _places(view, front)
-    for tensor in view.tensors().values():
+    for tensor in view.stored_tensors().values():
         tensor[outer_to, :, inside_to] = tensor[outer_from, :, inside_from]
     return replace(view, lengths=(n,) * view.batch)
 
@@ -68,7 +72,7 @@ def copy_pages(view: KVView, source: torch.Tensor, target: torch.Tensor) -> None
         raise ValueError("only a paged cache has pages")
     if source.shape != target.shape or len(set(target.tolist())) != target.numel():
         raise ValueError("as many pages to copy as to copy onto, each of those once")
-    for tensor in view.tensors().values():
+    for tensor in view.stored_tensors().values():
         tensor[target] = tensor[source]
 
 

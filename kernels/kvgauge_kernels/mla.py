@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from kvgauge_kernels.stored import stored_as
 from kvgauge_kernels.view import KVView
 
 
@@ -22,6 +23,10 @@ def latent_view(
     latent: `[batch, tokens, latent_dim + rope_dim]` in the storage dtype of the format; scale: fp16
     `[batch, tokens]` where it is int8. Raises ValueError as KVView, and for formats that are packed.
     """
+    if stored_as(kv_format).per_byte > 1:
+        raise ValueError(
+            f"latents of {kv_format}: V's part of a row would not have groups of its own"
+        )
     if latent.dim() != 3 or not 0 < latent_dim <= latent.shape[2]:
         raise ValueError(f"{list(latent.shape)} holds no latents of {latent_dim}")
     k = latent.unsqueeze(1)

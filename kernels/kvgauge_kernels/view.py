@@ -202,6 +202,17 @@ class KVView:
         found = {name: getattr(self, name) for name in names}
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
+    @property
+    def shares_rows(self) -> bool:
+        """Whether V lies in K's rows, as MLA's latents do."""
+        same_place = self.v.data_ptr() == self.k.data_ptr()
+        return same_place and self.v.stride() == self.k.stride()
+
+    def stored_tensors(self) -> dict[str, torch.Tensor]:
+        """As `tensors`, without V's where V lies in K's rows: whoever writes does it once."""
+        found = self.tensors()
+        return {n: x for n, x in found.items() if not (self.shares_rows and n.startswith("v"))}
+
     def rows(self, pool: torch.Tensor, sequence: int, heads: slice) -> torch.Tensor:
         """The valid rows of one of this view's tensors: `[heads, tokens, ...]`, of one sequence.
 

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from kernels_for_tests import as_numbers, as_stored, error, make_query, make_view
 from kvgauge_kernels import BACKENDS, KVView, oracle_decode
 from kvgauge_kernels.cache_ops import append, copy_pages, keep
+from kvgauge_kernels.mla import latent_view
+from kvgauge_kernels.quantize import quantize
 
 FORMATS = ["fp32", "bf16", "fp8_e4m3", "int8", "int4", "int2-g32"]
 SIZE = 8  # of a page
@@ -109,3 +111,31 @@ def test_what_cannot_be_done(step: Any, says: str) -> None:
     view = make_view("fp32", tokens=40, lengths=(40, 40))
     with pytest.raises(ValueError, match=says):
         step(view)
+
+
+@pytest.mark.parametrize("fmt", ["bf16", "int8"])
+def test_latents_are_written_once(fmt: str) -> None:
+    """V lies in K's rows: whatever is done to it a second time undoes the first."""
+    numbers = torch.randn(2, 9, 48, generator=torch.Generator().manual_seed(3))
+    numbers[..., 32:] *= 20  # the rope part holds the largest element, so the scale is K's
+    stored = quantize(numbers, fmt)
+    view = latent_view(stored.codes, 32, fmt, stored.scale, (8, 8))
+    assert view.shares_rows
+    new = torch.randn(2, 1, 48, generator=torch.Generator().manual_seed(4))
+    new[..., 32:] *= 20
+    with pytest.raises(ValueError, match="first 32 elements of k"):
+        append(view, new, new[..., 16:])
+    longer = append(view, new, new[..., :32])
+    numbers[:, 8] = new[:, 0]
+    kept = torch.tensor([[0, 2, 4, 8], [1, 3, 5, 8]])
+    left = keep(longer, kept)
+    wanted = quantize(numbers, fmt)
+    for b in range(2):
+        assert torch.equal(left.rows(left.k, b, slice(None))[0], wanted.codes[b, kept[b]])
+        if wanted.scale is not None and left.k_scale is not None:
+            assert torch.equal(left.k_scale[b, 0, :4], wanted.scale[b, kept[b]])
+
+
+def test_a_mask_is_no_positions() -> None:
+    with pytest.raises(ValueError, match=r"int64 positions, not torch\.bool"):
+        keep(make_view("fp32", tokens=4), torch.ones(2, 4, dtype=torch.bool))
