@@ -1,9 +1,11 @@
 """Attention over a KV cache, by kernels that can be named and checked.
 
-`decode(q, KVView(k, v, "bf16"), backend="sdpa-flash")` is the whole of it.
+`decode(q, KVView(k, v, "bf16"), backend="sdpa-flash")` is the whole of it; of formats with scales
+`quantize` makes the rows, and `view_of` the view.
 """
 
 from kvgauge_kernels.api import BACKENDS, backend, decode, prefill
+from kvgauge_kernels.quantize import quantize, view_of
 from kvgauge_kernels.reference import oracle_decode, oracle_prefill
 from kvgauge_kernels.view import AttentionBackend, KVView
 
@@ -16,4 +18,6 @@ __all__ = [
     "oracle_decode",
     "oracle_prefill",
     "prefill",
+    "quantize",
+    "view_of",
 ]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from kvgauge_kernels.stored import packed, stored_as
+from kvgauge_kernels.view import KVView
 
 INT8_MAX = 127
 
@@ -25,6 +27,15 @@ class Rows:
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """Those that there are."""
         return tuple(x for x in (self.codes, self.scale, self.zero) if x is not None)
+
+
+def view_of(k: Rows, v: Rows, kv_format: str, **where: Any) -> KVView:
+    """A layer's cache of rows `[batch, kv_heads, tokens, ...]`; `where`: lengths, layout, ... of KVView.
+
+    Raises ValueError as KVView.
+    """
+    sides = {"k_scale": k.scale, "v_scale": v.scale, "k_zero": k.zero, "v_zero": v.zero}
+    return KVView(k.codes, v.codes, kv_format, **sides, **where)  # type: ignore[arg-type]
 
 
 def quantize(rows: torch.Tensor, kv_format: str) -> Rows:

@@ -15,7 +15,7 @@ import torch
 from kvgauge.errors import UnsupportedLayout
 from kvgauge.shapes.types import LayerShape
 from kvgauge_kernels import KVView
-from kvgauge_kernels.quantize import Rows, quantize
+from kvgauge_kernels.quantize import Rows, quantize, view_of
 from kvgauge_kernels.stored import stored_as
 
 # A prime number of random rows, copied over and over: random data at the speed of a copy, and no
@@ -56,16 +56,7 @@ class ContiguousCache:
 
     def view(self, layer: int) -> KVView:
         """What a kernel sees of one layer."""
-        c = self.layers[layer]
-        return KVView(
-            c.k.codes,
-            c.v.codes,
-            self.format,
-            k_scale=c.k.scale,
-            v_scale=c.v.scale,
-            k_zero=c.k.zero,
-            v_zero=c.v.zero,
-        )
+        return view_of(self.layers[layer].k, self.layers[layer].v, self.format)
 
     @property
     def layer_count(self) -> int:

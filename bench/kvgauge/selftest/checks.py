@@ -10,7 +10,7 @@ import torch
 
 from kvgauge.measure.validity import kernel_fault, observe_ops, output_fault, relative_error
 from kvgauge_kernels import BACKENDS, AttentionBackend, KVView, oracle_decode
-from kvgauge_kernels.quantize import Rows, quantize
+from kvgauge_kernels.quantize import Rows, quantize, view_of
 from kvgauge_kernels.stored import PLAIN_DTYPE, STORED_FORMATS
 
 State = Literal["right", "wrong", "unsupported", "failed"]
@@ -94,13 +94,7 @@ def _cache(
     where: dict[str, Any] = {}
     if page_size is not None:
         where = {"layout": "paged", "page_size": size, "block_table": table.to(device)}
-    sides: dict[str, Any] = {
-        "k_scale": k.scale,
-        "v_scale": v.scale,
-        "k_zero": k.zero,
-        "v_zero": v.zero,
-    }
-    view = KVView(k.codes, v.codes, fmt, lengths=_LENGTHS, **sides, **where)
+    view = view_of(k, v, fmt, lengths=_LENGTHS, **where)
     q = torch.randn(batch, _KV_HEADS * _GROUP, dims[0], generator=generator)
     dtype = PLAIN_DTYPE.get(fmt, torch.bfloat16)
     return view, q.to(dtype).to(device)
