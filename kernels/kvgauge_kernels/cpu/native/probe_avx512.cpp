@@ -19,7 +19,7 @@ uint64_t read(const uint8_t* data, size_t bytes) {
     const uintptr_t ahead = reinterpret_cast<uintptr_t>(data) + i + kPrefetchBytes;
 #pragma GCC unroll 8
     for (size_t chain = 0; chain < kChains; ++chain) {
-      _mm_prefetch(reinterpret_cast<const char*>(ahead + chain * kLine), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(ahead + chain * kLine), _MM_HINT_T1);
       sums[chain] = _mm512_add_epi64(sums[chain], load(data + i + chain * kVector));
     }
   }

@@ -18,7 +18,7 @@ uint64_t read(const uint8_t* data, size_t bytes) {
   for (; i + kStep <= bytes; i += kStep) {
     for (size_t line = 0; line < kStep; line += kLine)
       __builtin_prefetch(reinterpret_cast<const void*>(
-          reinterpret_cast<uintptr_t>(data) + i + line + kPrefetchBytes));
+          reinterpret_cast<uintptr_t>(data) + i + line + kPrefetchBytes), 0, 2);
     for (size_t chain = 0; chain < kChains; ++chain) {
       Words words;
       std::memcpy(&words, data + i + chain * sizeof(Words), sizeof(Words));
