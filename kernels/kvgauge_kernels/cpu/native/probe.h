@@ -28,7 +28,9 @@ extern const Loops avx512_loops;
 constexpr int kRounds = 1000;
 // Beyond the hardware's own prefetchers, which stop at the end of a page; into the second-level cache, as the
 // kernels do: the first level has room for too few waits.
-constexpr size_t kPrefetchBytes = 4096;
+constexpr size_t kPrefetchBytes = 2048;
+// Read side by side: one stream alone keeps too few channels and banks of the memory at work.
+constexpr size_t kStreams = 4;
 constexpr size_t kLine = 64;
 
 // Whatever the compiler knows of `value`, it forgets here.

@@ -14,20 +14,22 @@ uint64_t read(const uint8_t* data, size_t bytes) {
   constexpr size_t kChains = 8, kStep = kChains * kVector;
   __m256i sums[kChains];
   for (__m256i& sum : sums) sum = _mm256_setzero_si256();
-  size_t i = 0;
-  for (; i + kStep <= bytes; i += kStep) {
-    const uintptr_t ahead = reinterpret_cast<uintptr_t>(data) + i + kPrefetchBytes;
+  const size_t part = bytes / kStreams / kStep * kStep;
+  for (size_t i = 0; i < part; i += kStep)
+    for (size_t stream = 0; stream < kStreams; ++stream) {
+      const uint8_t* at = data + stream * part + i;
+      const uintptr_t ahead = reinterpret_cast<uintptr_t>(at) + kPrefetchBytes;
 #pragma GCC unroll 4
-    for (size_t line = 0; line < kStep; line += kLine)
-      _mm_prefetch(reinterpret_cast<const char*>(ahead + line), _MM_HINT_T1);
+      for (size_t line = 0; line < kStep; line += kLine)
+        _mm_prefetch(reinterpret_cast<const char*>(ahead + line), _MM_HINT_T1);
 #pragma GCC unroll 8
-    for (size_t chain = 0; chain < kChains; ++chain)
-      sums[chain] = _mm256_add_epi64(sums[chain], load(data + i + chain * kVector));
-  }
+      for (size_t chain = 0; chain < kChains; ++chain)
+        sums[chain] = _mm256_add_epi64(sums[chain], load(at + chain * kVector));
+    }
   for (size_t chain = 1; chain < kChains; ++chain) sums[0] = _mm256_add_epi64(sums[0], sums[chain]);
   uint64_t parts[4];
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(parts), sums[0]);
-  return parts[0] + parts[1] + parts[2] + parts[3] + read_tail(data + i, bytes - i);
+  return parts[0] + parts[1] + parts[2] + parts[3] + read_tail(data + kStreams * part, bytes - kStreams * part);
 }
 
 void copy(uint8_t* to, const uint8_t* from, size_t bytes, bool streaming) {

@@ -14,17 +14,19 @@ uint64_t read(const uint8_t* data, size_t bytes) {
   constexpr size_t kChains = 8, kStep = kChains * kVector;
   __m512i sums[kChains];
   for (__m512i& sum : sums) sum = _mm512_setzero_si512();
-  size_t i = 0;
-  for (; i + kStep <= bytes; i += kStep) {
-    const uintptr_t ahead = reinterpret_cast<uintptr_t>(data) + i + kPrefetchBytes;
+  const size_t part = bytes / kStreams / kStep * kStep;
+  for (size_t i = 0; i < part; i += kStep)
+    for (size_t stream = 0; stream < kStreams; ++stream) {
+      const uint8_t* at = data + stream * part + i;
+      const uintptr_t ahead = reinterpret_cast<uintptr_t>(at) + kPrefetchBytes;
 #pragma GCC unroll 8
-    for (size_t chain = 0; chain < kChains; ++chain) {
-      _mm_prefetch(reinterpret_cast<const char*>(ahead + chain * kLine), _MM_HINT_T1);
-      sums[chain] = _mm512_add_epi64(sums[chain], load(data + i + chain * kVector));
+      for (size_t chain = 0; chain < kChains; ++chain) {
+        _mm_prefetch(reinterpret_cast<const char*>(ahead + chain * kLine), _MM_HINT_T1);
+        sums[chain] = _mm512_add_epi64(sums[chain], load(at + chain * kVector));
+      }
     }
-  }
   for (size_t chain = 1; chain < kChains; ++chain) sums[0] = _mm512_add_epi64(sums[0], sums[chain]);
-  uint64_t sum = read_tail(data + i, bytes - i), parts[8];
+  uint64_t sum = read_tail(data + kStreams * part, bytes - kStreams * part), parts[8];
   _mm512_storeu_si512(parts, sums[0]);
   for (uint64_t part : parts) sum += part;
   return sum;

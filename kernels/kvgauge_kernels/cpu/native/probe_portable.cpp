@@ -14,19 +14,21 @@ using Floats = float __attribute__((vector_size(16)));
 uint64_t read(const uint8_t* data, size_t bytes) {
   constexpr size_t kChains = 8, kStep = kChains * sizeof(Words);
   Words sums[kChains] = {};
-  size_t i = 0;
-  for (; i + kStep <= bytes; i += kStep) {
-    for (size_t line = 0; line < kStep; line += kLine)
-      __builtin_prefetch(reinterpret_cast<const void*>(
-          reinterpret_cast<uintptr_t>(data) + i + line + kPrefetchBytes), 0, 2);
-    for (size_t chain = 0; chain < kChains; ++chain) {
-      Words words;
-      std::memcpy(&words, data + i + chain * sizeof(Words), sizeof(Words));
-      sums[chain] += words;
+  const size_t part = bytes / kStreams / kStep * kStep;
+  for (size_t i = 0; i < part; i += kStep)
+    for (size_t stream = 0; stream < kStreams; ++stream) {
+      const uint8_t* at = data + stream * part + i;
+      const uintptr_t ahead = reinterpret_cast<uintptr_t>(at) + kPrefetchBytes;
+      for (size_t line = 0; line < kStep; line += kLine)
+        __builtin_prefetch(reinterpret_cast<const void*>(ahead + line), 0, 2);
+      for (size_t chain = 0; chain < kChains; ++chain) {
+        Words words;
+        std::memcpy(&words, at + chain * sizeof(Words), sizeof(Words));
+        sums[chain] += words;
+      }
     }
-  }
   for (size_t chain = 1; chain < kChains; ++chain) sums[0] += sums[chain];
-  return sums[0][0] + sums[0][1] + read_tail(data + i, bytes - i);
+  return sums[0][0] + sums[0][1] + read_tail(data + kStreams * part, bytes - kStreams * part);
 }
 
 void copy(uint8_t* to, const uint8_t* from, size_t bytes, bool streaming) {
