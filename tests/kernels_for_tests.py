@@ -27,6 +27,8 @@ EXPECTED_OP = {
     "eager": "aten::bmm",
     "sdpa-math": "aten::_safe_softmax",
     "sdpa-flash": "aten::_scaled_dot_product_flash_attention",
+    "sdpa-efficient": "aten::_scaled_dot_product_efficient_attention",
+    "sdpa-cudnn": "aten::_scaled_dot_product_cudnn_attention",
     "dequant+sdpa": "aten::_scaled_dot_product_flash_attention",
     "cpu": "kvgauge::cpu_decode",
     "cpu-q8": "kvgauge::cpu_decode",

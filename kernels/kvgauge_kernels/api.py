@@ -8,9 +8,12 @@ from kvgauge_kernels.cpu.backend import CpuBackend
 from kvgauge_kernels.dequant import DequantSdpa
 from kvgauge_kernels.eager import Eager
 from kvgauge_kernels.flash_attn import FlashAttn
+from kvgauge_kernels.flash_attn_4 import FlashAttn4
 from kvgauge_kernels.flashinfer import FlashInfer
+from kvgauge_kernels.flashinfer_xqa import FlashInferXqa
 from kvgauge_kernels.reference import Reference
 from kvgauge_kernels.sdpa import SdpaFlash, SdpaMath
+from kvgauge_kernels.sdpa_fused import SDPA_CUDNN, SDPA_EFFICIENT
 from kvgauge_kernels.triton.backend import TritonBackend
 from kvgauge_kernels.view import AttentionBackend, KVView
 
@@ -20,8 +23,12 @@ _ALL: tuple[AttentionBackend, ...] = (
     Eager(),
     SdpaMath(),
     SdpaFlash(),
+    SDPA_EFFICIENT,
+    SDPA_CUDNN,
     FlashAttn(),
+    FlashAttn4(),
     FlashInfer(),
+    FlashInferXqa(),
     DequantSdpa(),
     CpuBackend(),
     CpuBackend(int_bits=8),
