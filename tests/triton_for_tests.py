@@ -5,17 +5,20 @@ from __future__ import annotations
 import importlib.util
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import strategies as st
 
-from kernels_for_tests import DTYPES, quantized
+from kernels_for_tests import DTYPES, as_stored
 from kvgauge_kernels import KVView
 from kvgauge_kernels.triton.configs import SHARED_BYTES, Room
 from kvgauge_kernels.triton.launch import Processor
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
+# int2-g128 has groups longer than most rows.
+FORMATS = ["fp16", "bf16", "int8", "fp8_e4m3", "fp8_e5m2", "int4", "int4-g32", "int2", "int2-g128"]
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="needs triton: pip install triton")
 
 
@@ -61,6 +64,8 @@ class TritonCase:
     v_magnitude: float
     processor: Processor
     seed: int
+    window: int | None = None
+    sink_tokens: int = 0
 
     @property
     def batch(self) -> int:
@@ -68,23 +73,21 @@ class TritonCase:
 
     def view(self) -> KVView:
         generator = torch.Generator().manual_seed(self.seed)
-        scales: list[torch.Tensor | None] = [None, None]
-        stored = []
-        for i, (dim, magnitude) in enumerate(((self.k_dim, 1.0), (self.v_dim, self.v_magnitude))):
+        tensors: dict[str, torch.Tensor] = {}
+        sides = (("k", self.k_dim, 1.0), ("v", self.v_dim, self.v_magnitude))
+        for name, dim, magnitude in sides:
             x = torch.randn(self.batch, self.kv_heads, self.room, dim, generator=generator)
             x *= magnitude * (
                 1 + torch.rand(self.batch, self.kv_heads, self.room, 1, generator=generator)
             )
-            if self.fmt == "int8":
-                elements, scale = quantized(x)
-                stored.append(self._poisoned(elements))
-                scales[i] = self._poisoned(scale)
-            else:
-                stored.append(self._poisoned(x.to(DTYPES[self.fmt])))
+            tensors |= as_stored(name, x, self.fmt)
+        tensors = {name: self._poisoned(x) for name, x in tensors.items()}
         if self.page_size is not None:
-            return self._paged([*stored, *scales], generator)
-        k, v = map(self._strided, stored)
-        return KVView(k, v, self.fmt, scales[0], scales[1], self.lengths)
+            return self.paged(tensors, generator)
+        for name in ("k", "v"):
+            tensors[name] = self._strided(tensors[name])
+        cache: dict[str, Any] = {**tensors, "lengths": self.lengths}
+        return KVView(format=self.fmt, window=self.window, sink_tokens=self.sink_tokens, **cache)
 
     def query(self) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.seed + 1)
@@ -96,7 +99,7 @@ class TritonCase:
 
     def _poisoned(self, x: torch.Tensor) -> torch.Tensor:
         for i, n in enumerate(self.lengths or ()):
-            x[i, :, n:] = 127 if x.dtype == torch.int8 else float("nan")
+            x[i, :, n:] = filling(x.dtype)
         return x
 
     def _strided(self, x: torch.Tensor) -> torch.Tensor:
@@ -108,31 +111,37 @@ class TritonCase:
             x = wide[..., : x.shape[3]]
         return x
 
-    def _paged(self, tensors: list[torch.Tensor | None], generator: torch.Generator) -> KVView:
+    def paged(self, tensors: dict[str, torch.Tensor], generator: torch.Generator) -> KVView:
+        """The same rows in pages at random, and entries of the table that are never read."""
         size = self.page_size or 1
         per_row = -(-self.room // size)
         used = self.batch * per_row
         order = torch.randperm(used + 2, generator=generator)
         table = order[:used].view(self.batch, per_row).to(torch.int32)
-        k, v, k_scale, v_scale = (self._pool(x, table, used + 2) for x in tensors)
+        pools: dict[str, Any] = {
+            name: self._pool(x, table, used + 2) for name, x in tensors.items()
+        }
         for i, n in enumerate(self.lengths or ()):
             table[i, -(-n // size) :] = int(order[-1])  # an unused page: all NaN
-        assert k is not None
-        assert v is not None
         lengths = self.lengths or (self.room,) * self.batch
-        return KVView(k, v, self.fmt, k_scale, v_scale, lengths, "paged", size, table)
+        return KVView(
+            format=self.fmt, lengths=lengths, layout="paged", page_size=size, block_table=table,
+            window=self.window, sink_tokens=self.sink_tokens, **pools,
+        )  # fmt: skip
 
-    def _pool(self, x: torch.Tensor | None, table: torch.Tensor, pages: int) -> torch.Tensor | None:
-        if x is None:
-            return None
+    def _pool(self, x: torch.Tensor, table: torch.Tensor, pages: int) -> torch.Tensor:
         size = self.page_size or 1
-        fill = 127 if x.dtype == torch.int8 else float("nan")
-        pool = torch.full((pages, x.shape[1], size, *x.shape[3:]), fill, dtype=x.dtype)
+        pool = torch.full((pages, x.shape[1], size, *x.shape[3:]), filling(x.dtype)).to(x.dtype)
         for b in range(table.shape[0]):
             for i, page in enumerate(table[b].tolist()):
                 rows = x[b, :, i * size : (i + 1) * size]
                 pool[page, :, : rows.shape[1]] = rows
         return pool
+
+
+def filling(dtype: torch.dtype) -> float:
+    """What lies where no token is: NaN, or the largest that has no NaN."""
+    return {torch.int8: 127, torch.uint8: 255}.get(dtype, float("nan"))
 
 
 def one_case() -> TritonCase:
@@ -146,10 +155,11 @@ def one_case() -> TritonCase:
 
 @st.composite
 def triton_cases(draw: st.DrawFn) -> TritonCase:
-    fmt = draw(st.sampled_from(["fp16", "bf16", "int8"]))
+    fmt = draw(st.sampled_from(FORMATS))
     k_dim = draw(st.sampled_from([16, 64, 80, 128, 192, 256]))
     room = draw(st.integers(1, 200) | st.integers(200, 700))
     length = st.integers(1, room)
+    window = draw(st.none() | st.none() | st.integers(1, room + 9))
     capability = draw(st.sampled_from(sorted(SHARED_BYTES)))
     backend = draw(st.sampled_from(["cuda", "cuda", "hip"]))
     return TritonCase(
@@ -167,4 +177,6 @@ def triton_cases(draw: st.DrawFn) -> TritonCase:
         v_magnitude=draw(st.sampled_from([1.0, 1.0, 1e-4])),
         processor=Processor(draw(st.integers(1, 12)), Room(SHARED_BYTES[capability], backend)),
         seed=draw(st.integers(0, 99)),
+        window=window,
+        sink_tokens=0 if window is None else draw(st.sampled_from([0, 1, 4, 70])),
     )  # fmt: skip

@@ -20,7 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests" / "property" / "test_triton_against_oracle.py"
 OUT = ROOT / "results" / "triton_mutations.md"
-KERNELS, LAUNCH = "kernels.py", "launch.py"
+KERNELS, LAUNCH, PACKED = "kernels.py", "launch.py", "packed.py"
+NUMBERS, TOKENS = "numbers.py", "tokens.py"
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,14 @@ MUTATIONS = tuple(
         (KERNELS, "k + wide_head * k_head_stride", "k + wide_head * v_head_stride"),
         (KERNELS, "v + wide_head * v_head_stride", "v"),
         (KERNELS, "valid = start + in_block < last", "valid = start + in_block <= last"),
-        (KERNELS, "page = outer\n", "page = outer * 0\n"),
-        (KERNELS, "before = tl.cast(start, tl.int64)", "before = tl.cast(first, tl.int64)"),
-        (KERNELS, "table_stride + start // PAGE", "table_stride + first // PAGE"),
-        (KERNELS, "before = tl.cast(start % PAGE, tl.int64)", "before = tl.cast(0, tl.int64)"),
-        (KERNELS, "token = position % PAGE", "token = in_block % PAGE"),
-        (KERNELS, "outer * table_stride + position // PAGE", "table_stride + position // PAGE"),
+        (TOKENS, "page = outer\n", "page = outer * 0\n"),
+        (TOKENS, "before = tl.cast(start, tl.int64)", "before = tl.cast(first, tl.int64)"),
+        (TOKENS, "table_stride + start // PAGE", "table_stride + first // PAGE"),
+        (TOKENS, "before = tl.cast(start % PAGE, tl.int64)", "before = tl.cast(0, tl.int64)"),
+        (TOKENS, "tl.int64)\n        token = position % PAGE", "tl.int64)\n        token = in_block % PAGE"),
+        (TOKENS, "            token = position % PAGE", "            token = in_block % PAGE"),
+        (TOKENS, "in_block\n        page = tl.load(table + outer", "in_block\n        page = tl.load(table"),
+        (TOKENS, "outer * table_stride + position // PAGE", "table_stride + position // PAGE"),
         (KERNELS, "k_outer_stride + before * k_token_stride", "k_outer_stride + before * v_token_stride"),
         (KERNELS, "v_outer_stride + before * v_token_stride", "v_outer_stride + before * k_token_stride"),
         (KERNELS, "else valid[:, None] & (k_columns < K_DIM)", "else valid[:, None]"),
@@ -66,8 +69,44 @@ MUTATIONS = tuple(
         (KERNELS, "tl.maximum(tl.max(scale, 0), 1e-30)", "tl.max(scale, 0)"),
         (KERNELS, "weights * (scale / largest)", "weights * scale"),
         (KERNELS, "out += tl.dot(weights, values) * largest", "out += tl.dot(weights, values)"),
-        (KERNELS, "(24 - 8 * tl.arange(0, 4))", "(8 * tl.arange(0, 4))"),
-        (KERNELS, ")) >> 24", ")) >> 25"),
+        (NUMBERS, "(24 - 8 * tl.arange(0, 4))", "(8 * tl.arange(0, 4))"),
+        (NUMBERS, ")) >> 24", ")) >> 25"),
+        # fp8, by shifts.
+        (NUMBERS, "(8 * tl.arange(0, 4))) & 0xFF", "(24 - 8 * tl.arange(0, 4))) & 0xFF"),
+        (NUMBERS, "if MANTISSA == 2", "if MANTISSA == 0"),
+        (NUMBERS, "(bits << 8)", "(bits << 7)"),
+        (NUMBERS, "(bits & 0x80) << 8", "(bits & 0x40) << 8"),
+        (NUMBERS, "* 256.0", "* 128.0"),
+        (KERNELS, "keys = fp8_numbers(keys, FP8_MANTISSA)", "keys = keys"),
+        # int4 and int2.
+        (NUMBERS, "shifts = BITS * tl.arange(0, 32 // BITS)", "shifts = 2 * tl.arange(0, 32 // BITS)"),
+        (NUMBERS, "((1 << BITS) - 1)", "15"),
+        (NUMBERS, "- 1024.0", "- 1023.0"),
+        (NUMBERS, "- 8388608.0", "- 8388607.0"),
+        (NUMBERS, "[:, :, None] + zero.to(parts.dtype)", "[:, :, None] - zero.to(parts.dtype)"),
+        (NUMBERS, "parts = parts * scale", "parts = parts + scale"),
+        (PACKED, "k_sides = wide_head * k_scale_head_stride", "k_sides = wide_head * 0"),
+        (PACKED, "v_sides = wide_head * v_scale_head_stride", "v_sides = wide_head * 0"),
+        (PACKED, "side = k_sides + page * k_scale_outer_stride", "side = k_sides + 0 * page"),
+        (PACKED, "side = v_sides + page * v_scale_outer_stride", "side = v_sides + 0 * page"),
+        (PACKED, "side += before * k_scale_token_stride", "side += 0 * k_scale_token_stride"),
+        (PACKED, "side += before * v_scale_token_stride", "side += 0 * v_scale_token_stride"),
+        (PACKED, "(k_groups < tl.cdiv(K_DIM, GROUP))", "(k_groups < 1)"),
+        (PACKED, "(v_groups < tl.cdiv(V_DIM, GROUP))", "(v_groups < 1)"),
+        (PACKED, "tl.load(k_zero + at", "tl.load(k_scale + at"),
+        (PACKED, "tl.load(v_zero + at", "tl.load(v_scale + at"),
+        (PACKED, "tl.dot(query, tl.trans(keys)) * score_scale", "tl.dot(query, tl.trans(keys))"),
+        (PACKED, "tl.where(valid, scores, float(\"-inf\"))", "tl.where(valid, scores, 0.0)"),
+        (PACKED, "out *= kept[:, None]", "out *= 1.0"),
+        (PACKED, "last = tl.minimum(first + chunk, length)", "last = first + chunk"),
+        (PACKED, "heads = kv_head * group + rows", "heads = kv_head + rows"),
+        (PACKED, "length -= hidden", "length -= 0"),
+        # Windows and sinks.
+        (TOKENS, "hidden = tl.maximum(length - window - sinks, 0)", "hidden = length - window - sinks"),
+        (TOKENS, "length - window - sinks", "length - window"),
+        (TOKENS, "tl.where(position < sinks, 0, hidden)", "tl.where(position <= sinks, 0, hidden)"),
+        (KERNELS, "length -= hidden", "length -= 0"),
+        (LAUNCH, "min(n, view.window + view.sink_tokens)", "n"),
         # The softmax over blocks.
         (KERNELS, "tl.dot(query, tl.trans(keys)) * score_scale", "tl.dot(query, tl.trans(keys))"),
         (LAUNCH, "math.log2(math.e)", "1.0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -21,19 +22,16 @@ pytestmark = [
         reason="needs a CUDA GPU and triton",
     ),
 ]
-MAX_ERROR = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+MAX_ERROR = {torch.float16: 2.5e-3, torch.bfloat16: 1.6e-2}
 
 
 def on_gpu(view: KVView) -> KVView:
     """The same cache in the GPU's memory, strides and all."""
 
-    def moved(x: torch.Tensor | None) -> torch.Tensor | None:
-        return None if x is None else x.to("cuda")
-
-    return replace(
-        view, k=view.k.cuda(), v=view.v.cuda(), k_scale=moved(view.k_scale),
-        v_scale=moved(view.v_scale), block_table=moved(view.block_table),
-    )  # fmt: skip
+    sides: dict[str, Any] = {name: x.to("cuda") for name, x in view.tensors().items()}
+    if view.block_table is not None:
+        sides["block_table"] = view.block_table.to("cuda")
+    return replace(view, **sides)
 
 
 @given(triton_cases())

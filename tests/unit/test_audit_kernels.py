@@ -56,7 +56,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, old: str, new: str) 
     source = SOURCE.read_text()
     assert source.count(old) >= 1, old
     module = module_of(source.replace(old, new), tmp_path / "broken_kernels.py")
-    monkeypatch.setattr(compiling, "kernels", lambda: module)
+    monkeypatch.setattr(compiling, "kernels", lambda _kernel: module)
 
 
 @needs_triton
@@ -217,35 +217,42 @@ class NoGpu:
 @needs_triton
 @pytest.mark.parametrize("name", ["sm_90", "sm_120"])
 @pytest.mark.parametrize(
-    ("fmt", "page_size", "lengths"),
-    [("fp16", None, None), ("bf16", 16, (200, 70)), ("int8", None, None), ("int8", 16, (77, 131))],
-)
+    ("fmt", "page_size", "lengths", "window"),
+    [
+        ("fp16", None, None, None), ("bf16", 16, (200, 70), None), ("int8", None, None, None),
+        ("int8", 16, (77, 131), None), ("fp8_e4m3", None, None, 90), ("int4-g32", None, None, None),
+        ("int2", 16, (77, 131), 90),
+    ],
+)  # fmt: skip
 def test_what_the_host_launches_is_what_was_audited(
     monkeypatch: pytest.MonkeyPatch, name: str, fmt: str, page_size: int | None,
-    lengths: tuple[int, ...] | None,
+    lengths: tuple[int, ...] | None, window: int | None,
 ) -> None:  # fmt: skip
     """By the whole path of a launch, for rooms that are no multiple of anything."""
     from triton.backends.compiler import GPUTarget
     from triton.runtime.driver import driver
 
-    target, module = TARGETS[name], compiling.kernels()
+    q_format = "fp16" if fmt == "fp16" else "bf16"
+    kernel = "split_decode_packed" if fmt.startswith(("int4", "int2")) else "split_decode"
+    target, module = TARGETS[name], compiling.kernels(kernel)
     case = replace(
         one_case(), fmt=fmt, k_dim=128, v_dim=128, page_size=page_size, lengths=lengths, room=203,
-        q_dtype=torch.float16 if fmt == "fp16" else torch.bfloat16,
+        q_dtype=torch.float16 if fmt == "fp16" else torch.bfloat16, window=window,
     )  # fmt: skip
     audited = Case(
-        "split_decode", fmt, "fp16" if fmt == "fp16" else "bf16", 128, 128, page_size or 0,
-        ragged=lengths is not None,
+        kernel, fmt, q_format, 128, 128, page_size or 0,
+        ragged=lengths is not None, windowed=window is not None,
     )  # fmt: skip
     findings = compiling.compile_case(audited, target, module)
     monkeypatch.setattr(launch, "processor", lambda _device: launch.Processor(132, target.room))
-    for kernel in ("split_decode", "merge_splits"):
-        monkeypatch.setattr(module, kernel, WarmedUp(getattr(module, kernel)))
+    for started in (kernel, "merge_splits"):
+        holder = compiling.kernels(started)
+        monkeypatch.setattr(holder, started, WarmedUp(getattr(holder, started)))
     gpu = GPUTarget(target.backend, target.arch, target.warp)
     monkeypatch.setattr(driver, "_active", NoGpu(gpu))
     view = case.view()
     launch.triton_decode(
-        case.query(), view.k, view.v, view.k_scale, view.v_scale, view.block_table,
-        None if lengths is None else list(lengths),
+        case.query(), view.k, view.v, view.k_scale, view.v_scale, view.k_zero, view.v_zero,
+        view.block_table, None if lengths is None else list(lengths), fmt, window, 0,
     )  # fmt: skip
     assert launch.last_code_hash() == findings.code_hash[:16]

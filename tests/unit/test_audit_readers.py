@@ -114,6 +114,27 @@ def test_amds_assembly() -> None:
         read_amdgcn("", ROWS)
 
 
+def test_a_line_of_another_file_is_no_row() -> None:
+    other = SASS.replace('kernels.py", line 121', 'tokens.py", line 121')
+    assert read_sass(other, USAGE, ROWS, "kernels.py").load_bits == {"K": (128,)}
+    files = '\t.file\t1 "/x" "kernels.py"\n\t.file\t2 "/x" "tokens.py"\n'
+    other = files + AMDGCN.replace(".loc	1 121", ".loc	2 121")
+    assert read_amdgcn(other, ROWS, "kernels.py").load_bits == {"K": (128,)}
+
+
+def test_what_a_loop_of_packed_rows_moves() -> None:
+    """int4 rows of 80 and 128 in groups of 64, a scale and a zero each: 40 + 64 + 2 * 4 + 2 * 4 bytes."""
+    loads = [("words", 64, 16), ("s", 64, 2), ("z", 64, 2)] * 2
+    kinds = ["i32", "f16", "f16"] * 2
+    body = "\n".join(
+        f"      %{name}{i} = tt.load %p, %m, %z : tensor<{n}x{width}x!tt.ptr<{kind}>> loc(#loc1)"
+        for i, ((name, n, width), kind) in enumerate(zip(loads, kinds, strict=True))
+    )
+    ttir = f"    %o = scf.for %s = %a to %b step %c : i32 {{\n{body}\n      scf.yield %n : i32\n"
+    assert bytes_per_token(ttir, 64, (80, 128), (128, 128), 64) == 120
+    assert bytes_per_token(ttir, 64, (80, 128), (128, 128)) is None
+
+
 def test_what_a_loop_moves() -> None:
     """int8 rows of 128 and 128 with two fp16 scales: 260 bytes a token, the table left out."""
     assert len(loop_loads(TTIR)) == 5

@@ -95,7 +95,7 @@ def test_every_format_and_layout_has_a_backend_that_is_right() -> None:
     assert {(fmt, "contiguous") for fmt in STORED_FORMATS} <= right
     assert not [c for c in checks if c.state in ("wrong", "failed")]
     if BACKENDS["cpu"].available(CPU) is None:
-        assert len(right) == 8 * 3
+        assert len(right) == 8 * 4
     assert all(c.reason for c in checks if c.state == "unsupported")
 
 

@@ -134,7 +134,16 @@ def test_on_a_cpu_by_the_interpreter_alone() -> None:
         (make_view("fp16"), torch.float16, None),
         (make_view("int8"), torch.bfloat16, None),
         (make_view("fp16", k_dim=192, v_dim=128), torch.float16, None),
-        (make_view("fp32"), torch.float32, "format fp32: it reads bf16, fp16, int8"),
+        (make_view("fp8_e4m3"), torch.bfloat16, None),
+        (make_view("int4-g32"), torch.bfloat16, None),
+        (replace(make_view("int2"), window=9, sink_tokens=2), torch.float16, None),
+        (
+            make_view("int4-g48"),
+            torch.float16,
+            "groups of 48: triton takes powers of two from 2 on",
+        ),
+        (make_view("int2-g2"), torch.float16, "powers of two from 4 on"),
+        (make_view("fp32"), torch.float32, "format fp32: it reads bf16, fp16, fp8_e4m3"),
         (make_view("fp16"), torch.bfloat16, "a cache of float16 with queries of bfloat16"),
         (make_view("fp16", k_dim=72), torch.float16, "head_dim 72"),
         (make_view("fp16", k_dim=272), torch.float16, "up to 256"),
@@ -154,7 +163,37 @@ def test_int8_rows_must_start_at_whole_words() -> None:
     )
     assert view.k_scale is not None
     other = replace(view, k_scale=view.k_scale.float())
-    assert "scales of float16" in str(TRITON.supports(other, torch.float16))
+    assert "zero points of float16" in str(TRITON.supports(other, torch.float16))
+
+
+def test_packed_rows_and_their_scales_must_lie_as_the_kernel_reads_them() -> None:
+    view = make_view("int4-g32")
+    wide = torch.zeros(*view.k.shape[:3], 35, dtype=torch.uint8)
+    assert "no multiple of 4 bytes" in str(
+        TRITON.supports(replace(view, k=wide[..., :32]), torch.float16)
+    )
+    assert view.k_zero is not None
+    assert view.k_scale is not None
+    apart = torch.zeros(*view.k_zero.shape[:3], 3, dtype=torch.float16)[..., :2]
+    assert "lie otherwise" in str(TRITON.supports(replace(view, k_zero=apart), torch.float16))
+    loose = torch.zeros(*view.k_zero.shape, 2, dtype=torch.float16)[..., 0]
+    both = replace(view, k_zero=loose, k_scale=loose)
+    assert "do not touch" in str(TRITON.supports(both, torch.float16))
+
+
+@pytest.mark.parametrize("fmt", ["int4", "int2", "int2-g32"])
+@pytest.mark.parametrize("dims", [(64, 64), (128, 128), (256, 256)])
+@pytest.mark.parametrize(
+    "room", [*map(Room, set(configs.SHARED_BYTES.values())), Room(65_536, "hip")]
+)
+def test_a_tile_of_codes_has_16_bytes_for_every_thread(
+    fmt: str, dims: tuple[int, int], room: Room
+) -> None:
+    config = configs.choose_for(room, fmt, *dims, paged=False)
+    bits = 4 if fmt == "int4" else 2
+    threads = config.num_warps * (64 if room.backend == "hip" else 32)
+    assert config.block_n * dims[0] * bits // 8 >= 16 * threads
+    assert config.block_n & (config.block_n - 1) == 0
 
 
 def test_prefill_is_torchs_over_either_layout() -> None:
@@ -177,7 +216,9 @@ def test_shapes_and_dtypes_on_a_gpu_without_one() -> None:
         k = torch.empty(9, 2, 16, 192, dtype=torch.bfloat16, device="cuda")
         v = torch.empty(9, 2, 16, 128, dtype=torch.bfloat16, device="cuda")
         table = torch.empty(3, 5, dtype=torch.int32, device="cuda")
-        out = torch.ops.kvgauge.triton_decode(q, k, v, None, None, table, [70, 8, 80])
+        out = torch.ops.kvgauge.triton_decode(
+            q, k, v, None, None, None, None, table, [70, 8, 80], "bf16", None, 0
+        )
     assert (out.shape, out.dtype, out.device.type) == ((3, 8, 128), torch.bfloat16, "cuda")
 
 

@@ -47,7 +47,8 @@ _OPTIONAL = (
     Group("flash-attn", {"flash-attn": "flash_attn"}, "backend flash-attn on CUDA",
           "pip install 'kvgauge[cuda]' (a wheel for this torch; from source it needs nvcc)"),
     Group("flashinfer", {"flashinfer-python": "flashinfer"},
-          "backend flashinfer on CUDA", "pip install flashinfer-python"),
+          "backends flashinfer and flashinfer-xqa on CUDA",
+          "pip install flashinfer-python"),
 )  # fmt: skip
 
 

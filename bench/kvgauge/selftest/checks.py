@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -18,7 +18,14 @@ _DIMS = ((64, 64), (128, 128), (192, 128))
 _KV_HEADS, _GROUP = 2, 4
 # Several blocks of every kernel, the last one not full; one sequence is short.
 _LENGTHS = (331, 40)
-_LAYOUTS = (("contiguous", None), ("pages of 16", 16), ("pages of 256", 256))
+# By name: tokens a page, and whether a step sees a window and sinks alone.
+_LAYOUTS = (
+    ("contiguous", None, False),
+    ("pages of 16", 16, False),
+    ("pages of 256", 256, False),
+    ("pages of 16, a window", 16, True),
+)
+_WINDOW, _SINKS = 130, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +54,11 @@ def run_checks(
     able = [b for b in BACKENDS.values() if b.available(device) is None and b.name != "reference"]
     checks = []
     for fmt in STORED_FORMATS:
-        for layout, page_size in _LAYOUTS:
+        for layout, page_size, windowed in _LAYOUTS:
             for dims in _DIMS:
                 view, q = _cache(fmt, dims, page_size, device, seed)
+                if windowed:
+                    view = replace(view, window=_WINDOW, sink_tokens=_SINKS)
                 expected = oracle_decode(q, view)
                 for backend in able:
                     progress(f"{backend.name} {fmt} {layout} {dims[0]}x{dims[1]}")

@@ -55,12 +55,12 @@ class Outcome:
 
 
 def options_for(device_kind: str, budget_s: float, seed: int) -> Options:
-    """Four shapes, three depths, batch 1 and 16 on a GPU; on a CPU two shapes and small depths."""
+    """Four shapes, three formats and depths, batch 1 and 16 on a GPU; on a CPU fewer, and small depths."""
     if device_kind == "cuda":
         return Options(
             suites=("decode",),
             models=("smollm2-135m", "llama-3.1-8b", "llama-3.1-70b", "qwen3-32b"),
-            kv_formats=("bf16", "int8"), think_tokens=(1024, 16_384, 65_536), batches=(1, 16),
+            kv_formats=("bf16", "int8", "int4"), think_tokens=(1024, 16_384, 65_536), batches=(1, 16),
             launches=("graph",), budget_s=budget_s, seed=seed,
         )  # fmt: skip
     return Options(

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 from kvgauge_kernels.audit.findings import Code
 
-_LINE = re.compile(r"^\s*\.loc\s+\d+\s+(\d+)")
+_FILE = re.compile(r"^\s*\.file\s+(\d+)\s+.*\"([^\"]*)\"")
+_LINE = re.compile(r"^\s*\.loc\s+(\d+)\s+(\d+)")
 _INSTRUCTION = re.compile(r"^\s*([a-z][a-z0-9_]+)(?:\s|$)")
 _LOAD = re.compile(r"(?:global|buffer|flat)_load_(?:lds_)?([a-z0-9_]+)")
 _WIDTHS = {
@@ -24,8 +25,8 @@ _NARROW = 16
 _FACTS = ("vgpr_count", "private_segment_fixed_size")
 
 
-def read_amdgcn(assembly: str, rows: Mapping[int, str]) -> Code:
-    """What the assembly of one kernel says; `rows` as in `read_sass`. Raises ValueError.
+def read_amdgcn(assembly: str, rows: Mapping[int, str], file: str = "") -> Code:
+    """What the assembly of one kernel says; `rows` and `file` as in `read_sass`. Raises ValueError.
 
     A register spilled to another one (AMD's accumulation registers) is no spill here: memory is.
     """
@@ -37,10 +38,13 @@ def read_amdgcn(assembly: str, rows: Mapping[int, str]) -> Code:
         facts[name] = int(found[1])
     opcodes: Counter[str] = Counter()
     widths: dict[str, set[int]] = {}
+    files: dict[str, str] = {}
     line = 0
     for text in assembly.splitlines():
-        if (at := _LINE.match(text)) is not None:
-            line = int(at[1])
+        if (named := _FILE.match(text)) is not None:
+            files[named[1]] = named[2]
+        elif (at := _LINE.match(text)) is not None:
+            line = int(at[2]) if files.get(at[1], "").endswith(file) else 0
         elif (found := _INSTRUCTION.match(text)) is not None:
             opcode = found[1]
             opcodes[opcode] += 1

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvgauge_kernels.audit.targets import Target
+from kvgauge_kernels.stored import stored_as
 from kvgauge_kernels.triton import configs
 
-_POINTER = {"fp16": "*fp16", "bf16": "*bf16", "int8": "*i8"}
-_ELEMENT_BYTES = {"fp16": 2, "bf16": 2, "int8": 1}
+_POINTER = {"fp16": "*fp16", "bf16": "*bf16", "int8": "*i8"}  # the rest are bytes
+SPLIT, PACKED, MERGE = "split_decode", "split_decode_packed", "merge_splits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Case:
     page_size: int = 0
     """Tokens a page, 0 where contiguous."""
     ragged: bool = False
+    windowed: bool = False
 
     @property
     def name(self) -> str:
@@ -33,19 +35,20 @@ class Case:
         cache = self.format if self.format == self.q_format else f"{self.format}-{self.q_format}"
         layout = f"page{self.page_size}" if self.page_size else "contiguous"
         parts = [self.kernel, cache, f"{self.k_dim}x{self.v_dim}", layout]
-        return "/".join(parts + ["ragged"] * self.ragged)
+        return "/".join(parts + ["ragged"] * self.ragged + ["window"] * self.windowed)
 
     @property
     def reads_rows(self) -> bool:
         """Whether it reads K and V and multiplies matrices."""
-        return self.kernel == "split_decode"
+        return self.kernel != MERGE
 
     def config(self, target: Target) -> configs.Config | None:
         """What the host would choose there; None for the merge, which has one shape."""
         if not self.reads_rows:
             return None
-        row_bytes = configs.tile_row_bytes(self.k_dim, self.v_dim, _ELEMENT_BYTES[self.format])
-        return configs.choose(target.room, row_bytes, paged=self.page_size > 0)
+        return configs.choose_for(
+            target.room, self.format, self.k_dim, self.v_dim, paged=self.page_size > 0
+        )
 
     def key(self, target: Target) -> str:
         """Name and configuration."""
@@ -57,22 +60,39 @@ class Case:
 
 def default_cases() -> tuple[Case, ...]:
     """Every format and layout at the dims of real models; two formats of queries where it differs."""
-    split = "split_decode"
     cases = [
-        Case(split, fmt, "bf16" if fmt == "int8" else fmt, dim, dim, page_size)
+        Case(SPLIT, fmt, "bf16" if fmt == "int8" else fmt, dim, dim, page_size)
         for dim in (64, 128, 256)
         for fmt in ("fp16", "bf16", "int8")
         for page_size in ((0, 16, 256) if dim == 128 else (0, 16))
     ]
     for fmt in ("bf16", "int8"):
         cases += [
-            Case(split, fmt, "bf16", 80, 80),  # padded to 128
-            Case(split, fmt, "bf16", 192, 128, 16),  # K and V of different dims
-            Case(split, fmt, "bf16", 128, 128, 16, ragged=True),
+            Case(SPLIT, fmt, "bf16", 80, 80),  # padded to 128
+            Case(SPLIT, fmt, "bf16", 192, 128, 16),  # K and V of different dims
+            Case(SPLIT, fmt, "bf16", 128, 128, 16, ragged=True),
         ]
-    cases.append(Case(split, "int8", "fp16", 128, 128))
-    cases += [Case("merge_splits", fmt, fmt, 128, 128) for fmt in ("fp16", "bf16")]
+    cases.append(Case(SPLIT, "int8", "fp16", 128, 128))
+    cases += [Case(SPLIT, "fp8_e4m3", "bf16", dim, dim, page) for dim, page in _FEW]
+    cases += [
+        Case(SPLIT, "fp8_e4m3", "fp16", 128, 128),
+        Case(SPLIT, "fp8_e5m2", "bf16", 128, 128, 16),
+        Case(SPLIT, "bf16", "bf16", 64, 64, windowed=True),  # gpt-oss, with sinks
+        Case(SPLIT, "bf16", "bf16", 128, 128, 16, windowed=True),
+    ]
+    cases += [
+        Case(PACKED, fmt, "bf16", dim, dim, page) for fmt in ("int4", "int2") for dim, page in _FEW
+    ]
+    cases += [
+        Case(PACKED, "int4", "fp16", 128, 128),
+        Case(PACKED, "int4-g32", "bf16", 128, 128),
+        Case(PACKED, "int4", "bf16", 128, 128, 16, windowed=True),
+    ]
+    cases += [Case(MERGE, fmt, fmt, 128, 128) for fmt in ("fp16", "bf16")]
     return tuple(cases)
+
+
+_FEW = ((128, 0), (128, 16), (64, 0), (256, 16))  # of a format: head dim and tokens a page
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,21 +110,23 @@ def inputs(
     case: Case, target: Target, parameters: list[str], not_specialised: Collection[str]
 ) -> Inputs:
     """As the host's own launch specialises them for a cache that torch allocated."""
-    config = case.config(target)
+    config, stored = case.config(target), stored_as(case.format)
     shapes = {
         "K_DIM": case.k_dim, "V_DIM": case.v_dim,
         "K_PADDED": configs.padded(case.k_dim), "V_PADDED": configs.padded(case.v_dim),
         "PAGE": case.page_size, "ROWS": configs.ROWS, "UPCAST": False,
+        "BITS": stored.bits, "GROUP": stored.group,
+        "FP8_MANTISSA": configs.FP8_MANTISSA_BITS.get(case.format, 0),
         "BLOCK_N": config.block_n if config else 0, "BLOCK_S": configs.MERGE_BLOCK_S,
     }  # fmt: skip
-    pointers = {
+    pointers: dict[str, str | None] = {
         "q": _POINTER[case.q_format], "out": _POINTER[case.q_format],
-        "k": _POINTER[case.format], "v": _POINTER[case.format],
-        "k_scale": "*fp16" if case.format == "int8" else None,
-        "v_scale": "*fp16" if case.format == "int8" else None,
+        **dict.fromkeys(("k", "v"), _POINTER.get(case.format, "*u8")),
+        **dict.fromkeys(("k_scale", "v_scale", "k_zero", "v_zero"), "*fp16" if stored.scaled else None),
         "table": "*i32" if case.page_size else None,
         "lengths": "*i32" if case.ragged else None,
         "parts": "*fp32", "part_sums": "*fp32",
+        **({} if case.windowed else {"window": None, "sinks": None}),
     }  # fmt: skip
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}
@@ -117,13 +139,14 @@ def inputs(
         elif name in pointers:
             signature[name] = str(pointers[name])
             divisible.append(name)
-        elif name.endswith("scale_token_stride"):
+        elif name.endswith("scale_token_stride") and _groups(case, name) == 1:
             signature[name], constants[name] = "constexpr", 1
         elif name == "score_scale":
             signature[name] = "fp32"
         else:
             signature[name] = "i32"
-            if name.endswith("_stride") and name not in not_specialised:
+            scales = name.endswith("scale_token_stride")  # the groups of a row
+            if name.endswith("_stride") and name not in not_specialised and not scales:
                 divisible.append(name)
     if config is None:
         options = {"num_warps": configs.MERGE_WARPS}
@@ -132,3 +155,7 @@ def inputs(
         if target.backend == "cuda":
             options["maxnreg"] = config.max_registers
     return Inputs(signature, constants, tuple(divisible), options)
+
+
+def _groups(case: Case, name: str) -> int:
+    return stored_as(case.format).groups(case.k_dim if name.startswith("k") else case.v_dim)

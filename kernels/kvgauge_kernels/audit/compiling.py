@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import tempfile
 from pathlib import Path
@@ -9,20 +10,24 @@ from types import ModuleType
 from typing import Any
 
 from kvgauge_kernels.audit.amdgcn import read_amdgcn
-from kvgauge_kernels.audit.cases import Case, inputs
+from kvgauge_kernels.audit.cases import PACKED, SPLIT, Case, inputs
 from kvgauge_kernels.audit.elf import code_hash
 from kvgauge_kernels.audit.findings import Code, Findings
 from kvgauge_kernels.audit.sass import read_sass
 from kvgauge_kernels.audit.targets import Target, programs_at_once
 from kvgauge_kernels.audit.ttir import bytes_per_token
+from kvgauge_kernels.stored import stored_as
 from kvgauge_kernels.triton import configs
 
+# Kernels by the file in kvgauge_kernels/triton that holds them; all others are in kernels.py.
+_FILES = {PACKED: "packed"}
+# What kernels call: a change there changes them all.
+SHARED_FILES = ("numbers", "tokens", "configs")
 
-def kernels() -> ModuleType:
-    """The module of the kernels; raises ImportError where triton is absent."""
-    from kvgauge_kernels.triton import kernels as module
 
-    return module
+def kernels(kernel: str = SPLIT) -> ModuleType:
+    """The module that holds the kernel; raises ImportError where triton is absent."""
+    return importlib.import_module(f"kvgauge_kernels.triton.{_FILES.get(kernel, 'kernels')}")
 
 
 def marked_rows(source: str) -> dict[int, str]:
@@ -51,8 +56,7 @@ def compile_case(case: Case, target: Target, module: ModuleType) -> Findings:
     built = triton.compile(
         source, GPUTarget(target.backend, target.arch, target.warp), given.options
     )
-    rows = marked_rows(Path(str(module.__file__)).read_text())
-    code, binary = _read(built, target, rows)
+    code, binary = _read(built, target, Path(str(module.__file__)))
     shared = int(built.metadata.shared)
     warps = given.options["num_warps"]
     config = case.config(target)
@@ -60,7 +64,8 @@ def compile_case(case: Case, target: Target, module: ModuleType) -> Findings:
     if config is not None:
         dims = (case.k_dim, case.v_dim)
         padded = (configs.padded(case.k_dim), configs.padded(case.v_dim))
-        moved = bytes_per_token(built.asm["ttir"], config.block_n, dims, padded)
+        group = stored_as(case.format).group
+        moved = bytes_per_token(built.asm["ttir"], config.block_n, dims, padded, group)
     return Findings(
         code=code,
         shared_bytes=shared,
@@ -70,9 +75,10 @@ def compile_case(case: Case, target: Target, module: ModuleType) -> Findings:
     )
 
 
-def _read(built: Any, target: Target, rows: dict[int, str]) -> tuple[Code, bytes]:
+def _read(built: Any, target: Target, source: Path) -> tuple[Code, bytes]:
+    rows = marked_rows(source.read_text())
     if target.backend == "hip":
-        return read_amdgcn(built.asm["amdgcn"], rows), built.asm["hsaco"]
+        return read_amdgcn(built.asm["amdgcn"], rows, source.name), built.asm["hsaco"]
     from triton import knobs
 
     cubin: bytes = built.asm["cubin"]
@@ -81,7 +87,7 @@ def _read(built: Any, target: Target, rows: dict[int, str]) -> tuple[Code, bytes
         file.flush()
         listing = _said(knobs.nvidia.nvdisasm.path, "-c", "-g", file.name)
         usage = _said(knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name)
-    return read_sass(listing, usage, rows), cubin
+    return read_sass(listing, usage, rows, source.name), cubin
 
 
 def _said(*command: str) -> str:

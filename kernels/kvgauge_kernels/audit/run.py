@@ -48,18 +48,19 @@ def audit(
 ) -> list[Result]:
     """Compile what is not kept, and judge by the rules and by the limits."""
     chosen = default_cases() if cases is None else cases
-    kernels = compiling.kernels() if module is None else module
     version = triton_version()
-    stem = _sources_hash(kernels)
+    modules = {
+        case.kernel: compiling.kernels(case.kernel) if module is None else module for case in chosen
+    }
+    stems = {kernel: _sources_hash(holder) for kernel, holder in modules.items()}
     results = []
     for target in TARGETS.values() if targets is None else targets:
         of_target = limits.get(version, {}).get(target.name, {})
         for case in chosen:
             key = case.key(target)
             progress(f"{target.name} {key}")
-            findings, error = _findings(
-                case, target, kernels, f"{stem} {version} {target.name} {key}"
-            )
+            identity = f"{stems[case.kernel]} {version} {target.name} {key}"
+            findings, error = _findings(case, target, modules[case.kernel], identity)
             results.append(_judged(case, target, key, findings, error, of_target.get(key)))
     return results
 
@@ -124,7 +125,8 @@ def _keep(path: Path, text: str) -> None:
 
 
 def _sources_hash(kernels: ModuleType) -> str:
-    """Of the kernels, their table and the audit itself: a change of any makes what was kept void."""
+    """Of the kernel's file, what it calls and the audit itself: a change of any voids what was kept."""
     audits = sorted(Path(__file__).parent.glob("*.py"))
-    files = [Path(str(kernels.__file__)), Path(str(configs.__file__)), *audits]
+    shared = (Path(str(configs.__file__)).with_name(f"{n}.py") for n in compiling.SHARED_FILES)
+    files = [Path(str(kernels.__file__)), *shared, *audits]
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()

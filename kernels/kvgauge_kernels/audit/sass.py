@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from kvgauge_kernels.audit.findings import Code
 
-_LINE = re.compile(r"//## File \"[^\"]*\", line (\d+)")
+_LINE = re.compile(r"//## File \"([^\"]*)\", line (\d+)")
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*(?:\.\w+)*)")
 _USAGE = re.compile(r"REG:(\d+)\s+STACK:(\d+)\s+SHARED:(\d+)\s+LOCAL:(\d+)")
 _LOADS = ("LDG", "LDGSTS", "UBLKCP", "UTMALDG")
@@ -17,11 +17,12 @@ _MATRIX = re.compile(r"(?:H|I|Q|D|B|O)G?MMA|UTC\w*MMA")
 _WIDTHS = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "64": 64, "128": 128, "256": 256}
 
 
-def read_sass(listing: str, usage: str, rows: Mapping[int, str]) -> Code:
+def read_sass(listing: str, usage: str, rows: Mapping[int, str], file: str = "") -> Code:
     """What `nvdisasm -g` (listing) and `cuobjdump --dump-resource-usage` say of one kernel.
 
-    `rows` names the source lines that load K (`K`) and V (`V`). Raises ValueError where the usage is
-    not there.
+    `rows` names the source lines that load K (`K`) and V (`V`), of the file whose name ends so: a kernel
+    has lines of other files in it, those of functions that it calls. Raises ValueError where the usage
+    is not there.
     """
     used = _USAGE.search(usage)
     if used is None:
@@ -32,7 +33,7 @@ def read_sass(listing: str, usage: str, rows: Mapping[int, str]) -> Code:
     line = 0
     for text in listing.splitlines():
         if (at := _LINE.search(text)) is not None:
-            line = int(at[1])
+            line = int(at[2]) if at[1].endswith(file) else 0
         elif (found := _INSTRUCTION.search(text)) is not None:
             opcode = found[1]
             opcodes[opcode] += 1

@@ -23,21 +23,31 @@ def loop_loads(ttir: str) -> list[tuple[tuple[int, ...], str, int]]:
 
 
 def bytes_per_token(
-    ttir: str, block_n: int, dims: tuple[int, int], padded: tuple[int, int]
+    ttir: str,
+    block_n: int,
+    dims: tuple[int, int],
+    padded: tuple[int, int],
+    group: int | None = None,
 ) -> float | None:
     """Bytes of K, V and their scales that the loop moves for a token of one K/V head; None without.
 
     Tiles of rows count the share of their columns that the mask lets through: `dims` of `padded`, for
-    K and V in the order of their loads. Page tables (one-dimensional integers) are left out: a page's
-    entry serves all its tokens.
+    K and V in the order of their loads; tiles of scales and zeros likewise, a column to `group` elements.
+    Page tables (one-dimensional integers) are left out: a page's entry serves all its tokens.
     """
     loads = loop_loads(ttir)
-    tiles = [(shape, bits) for shape, _kind, bits in loads if len(shape) == 2]
-    scales = [(shape, bits) for shape, kind, bits in loads if len(shape) == 1 and kind != "i"]
-    if len(tiles) != len(dims):
+    whole = [(shape, bits) for shape, kind, bits in loads if len(shape) == 2 and kind == "i"]
+    floats = [(shape, bits) for shape, kind, bits in loads if kind != "i"]
+    tiles = whole or [(shape, bits) for shape, bits in floats if len(shape) == 2]
+    scales = [(shape, bits) for shape, bits in floats if len(shape) == 1]
+    grouped = [(shape, bits) for shape, bits in floats if len(shape) == 2 and whole]
+    if len(tiles) != len(dims) or len(grouped) != (4 if group else 0):
         return None
     total_bits = 0.0
     for (shape, bits), dim, width in zip(tiles, dims, padded, strict=True):
         total_bits += shape[0] * shape[1] * bits * dim / width
     total_bits += sum(shape[0] * bits for shape, bits in scales)
+    # A scale and a zero of each group: K's two, then V's.
+    for (shape, bits), dim in zip(grouped, (dims[0], dims[0], dims[1], dims[1]), strict=False):
+        total_bits += shape[0] * bits * -(-dim // (group or dim))
     return total_bits / 8 / block_n

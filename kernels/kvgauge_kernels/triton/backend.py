@@ -7,32 +7,35 @@ from importlib import metadata
 
 import torch
 
+from kvgauge_kernels.stored import FLOAT8_DTYPE, GROUPED_BITS, stored_as
 from kvgauge_kernels.torch_prefill import prefill_by_torch
 from kvgauge_kernels.triton import launch
 from kvgauge_kernels.view import SDPA_OPS, KVView, no_cuda
 
 _DIM_STEP, _MAX_DIM = 16, 256
 _Q_DTYPES = (torch.float16, torch.bfloat16)
-# V of an int8 cache is read as words of four elements.
-_WORD_ELEMENTS = 4
+# Rows of one byte an element or less are read as words.
+_WORD_BYTES = 4
 
 
 class TritonBackend:
     """Split-KV decode attention in Triton: the cache is read once, as it is stored.
 
     The query heads of a group are the rows of one matrix product; above 16 of them the cache is read
-    again for each 16. An int8 cache is dequantized in registers. Memory past a sequence's length, and
-    pages that no sequence uses, may hold anything. A cache whose rows are no multiple of 16 elements
-    apart is read by narrower instructions.
+    again for each 16. A quantized cache is dequantized in registers: int8, fp8 (by shifts, on every
+    GPU alike), int4 and int2 in groups of any power of two. Of a sliding window the tokens between it
+    and the sinks are not read. Memory past a sequence's length, and pages that no sequence uses, may
+    hold anything. A cache whose rows are no multiple of 16 bytes apart is read by narrower
+    instructions.
 
     Prefill is torch's: sdpa-flash, or sdpa-math where the K and V dims differ, over a copy where the
-    cache is paged or int8.
+    cache is paged or quantized.
     """
 
     name = "triton"
     kernel_ops = (launch.OP,)
     forbidden_ops = SDPA_OPS
-    formats = frozenset({"fp16", "bf16", "int8"})
+    formats = frozenset({"fp16", "bf16", "int8", *FLOAT8_DTYPE, *GROUPED_BITS})
     layouts = frozenset({"contiguous", "paged"})
 
     def version(self) -> str:
@@ -67,8 +70,8 @@ class TritonBackend:
         return None
 
     def supports(self, view: KVView, q_dtype: torch.dtype) -> str | None:
-        """fp16, bf16 and int8, both layouts, any page size, head dims in multiples of 16 up to 256."""
-        refusal = view.refusal(q_dtype, self.formats, self.layouts)
+        """Every format but fp32, both layouts, windows, head dims in multiples of 16 up to 256."""
+        refusal = view.refusal(q_dtype, self.formats, self.layouts, windows=True)
         if refusal is not None:
             return refusal
         for dim in (view.k_dim, view.v_dim):
@@ -76,7 +79,7 @@ class TritonBackend:
                 return f"head_dim {dim}: triton takes multiples of {_DIM_STEP} up to {_MAX_DIM}"
         if q_dtype not in _Q_DTYPES:
             return f"queries of {q_dtype}: triton takes fp16 and bf16"
-        return _int8_refusal(view) if view.format == "int8" else None
+        return _quantized_refusal(view) if view.k.element_size() == 1 else None
 
     def decode(self, q: torch.Tensor, view: KVView) -> torch.Tensor:
         """See AttentionBackend.
@@ -94,8 +97,9 @@ class TritonBackend:
         if table is not None and table.stride(1) != 1:
             table = table.contiguous()
         out: torch.Tensor = torch.ops.kvgauge.triton_decode(
-            q, view.k, view.v, view.k_scale, view.v_scale, table, view.lengths
-        )
+            q, view.k, view.v, view.k_scale, view.v_scale, view.k_zero, view.v_zero, table,
+            view.lengths, view.format, view.window, view.sink_tokens,
+        )  # fmt: skip
         return out
 
     def prefill(self, q: torch.Tensor, view: KVView) -> torch.Tensor:
@@ -103,10 +107,27 @@ class TritonBackend:
         return prefill_by_torch(q, view)
 
 
-def _int8_refusal(view: KVView) -> str | None:
-    scales = (view.k_scale, view.v_scale)
-    if view.k.dtype != torch.int8 or any(s is None or s.dtype != torch.float16 for s in scales):
-        return "int8 caches need elements of int8 and scales of float16"
-    if view.v.data_ptr() % _WORD_ELEMENTS or any(s % _WORD_ELEMENTS for s in view.v.stride()[:3]):
-        return f"int8 rows of V that start at no multiple of {_WORD_ELEMENTS} bytes"
+def _quantized_refusal(view: KVView) -> str | None:
+    stored = stored_as(view.format)
+    sides = [x for name, x in view.tensors().items() if name not in ("k", "v")]
+    if any(x.dtype != torch.float16 for x in sides):
+        return f"{view.format} caches need scales and zero points of float16"
+    if stored.group is None:
+        return None if _in_words(view.v) else f"{view.format} rows of V {_NO_WORDS}"
+    if stored.group & (stored.group - 1) or stored.group < stored.per_byte:
+        return f"groups of {stored.group}: triton takes powers of two from {stored.per_byte} on"
+    if not _in_words(view.k) or not _in_words(view.v):
+        return f"{view.format} rows {_NO_WORDS}"
+    for scale, zero in ((view.k_scale, view.k_zero), (view.v_scale, view.v_zero)):
+        if scale is None or zero is None or scale.stride() != zero.stride():
+            return "zero points that lie otherwise than their scales"
+        if scale.shape[3] > 1 and scale.stride(3) != 1:
+            return "scales of one row that do not touch each other"
     return None
+
+
+_NO_WORDS = f"that start at no multiple of {_WORD_BYTES} bytes"
+
+
+def _in_words(rows: torch.Tensor) -> bool:
+    return not rows.data_ptr() % _WORD_BYTES and not any(s % _WORD_BYTES for s in rows.stride()[:3])

@@ -8,12 +8,15 @@ bound by memory, so what counts is how many bytes are on their way at once. By L
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from kvgauge_kernels.stored import stored_as
 
 ROWS = 16
 """Query heads a program: the least rows of a matrix instruction. Larger groups read K and V again."""
 MERGE_BLOCK_S = 16
 MERGE_WARPS = 4
+FP8_MANTISSA_BITS = {"fp8_e4m3": 3, "fp8_e5m2": 2}
 WARPS = 4
 
 
@@ -66,11 +69,18 @@ _SMALL_SHARED = {
         32, WARPS, 2, 2, "one tile of 32 kB on its way: two would leave no second program"
     ),
 }
+# int4 and int2: their numbers take registers, their tiles little shared memory.
+_SMALL_SHARED_PACKED = {
+    512: Config(64, WARPS, 3, 2, "with 32 tokens, or a third program, registers spill"),
+    1024: _SMALL_SHARED[1024],
+}
 _HIP = {
     256: Config(64, WARPS, 2, 2, "256 threads load 16 bytes each: 4 kB of K where a row has 64"),
     512: Config(32, WARPS, 2, 1, "tiles of 16 kB; int8 rows of 192 and 128 take most registers"),
     1024: Config(16, WARPS, 2, 2, "tiles of 16 kB with half the tokens"),
 }
+_LOAD_BYTES = 16
+"""What a thread loads by one instruction."""
 # A page's number must arrive before its rows can be asked for: Triton spreads the stages over both
 # loads, so that the rows keep as many on their way only with two more.
 _STAGES_FOR_PAGES = 2
@@ -89,9 +99,10 @@ def padded(dim: int) -> int:
     return max(16, 1 << (dim - 1).bit_length())
 
 
-def choose(room: Room, row_bytes: int, *, paged: bool) -> Config:
+def choose(room: Room, row_bytes: int, *, paged: bool, packed: bool = False) -> Config:
     """The entry for that device and tile row; raises ValueError where none is for rows that large."""
-    of_nvidia = _LARGE_SHARED if room.shared_bytes >= _LARGE else _SMALL_SHARED
+    small = _SMALL_SHARED_PACKED if packed else _SMALL_SHARED
+    of_nvidia = _LARGE_SHARED if room.shared_bytes >= _LARGE else small
     table = _HIP if room.backend == "hip" else of_nvidia
     entry = next((table[limit] for limit in sorted(table) if row_bytes <= limit), None)
     if entry is None:
@@ -100,3 +111,24 @@ def choose(room: Room, row_bytes: int, *, paged: bool) -> Config:
         return entry
     stages = entry.num_stages + _STAGES_FOR_PAGES
     return Config(entry.block_n, entry.num_warps, stages, entry.programs_per_sm, entry.reason)
+
+
+def choose_for(room: Room, kv_format: str, k_dim: int, v_dim: int, *, paged: bool) -> Config:
+    """The entry for a cache of that format; raises ValueError as `choose`.
+
+    A tile of int4 or int2 is counted as one of fp16, which its numbers pass through; its bytes on their
+    way are a quarter or an eighth of that. Where a tile has not 16 bytes for every thread it gets more
+    tokens.
+    """
+    stored = stored_as(kv_format)
+    row_bytes = tile_row_bytes(k_dim, v_dim, 2 if stored.group else stored.bits // 8)
+    entry = choose(room, row_bytes, paged=paged, packed=stored.group is not None)
+    if stored.group and room.backend == "hip":
+        # By triton 3.6 some of them take over half of the registers.
+        entry = replace(entry, programs_per_sm=1)
+    threads = entry.num_warps * (64 if room.backend == "hip" else 32)
+    least_row = min(padded(k_dim), padded(v_dim)) * stored.bits // 8
+    tokens = -(-threads * _LOAD_BYTES // least_row)
+    if entry.block_n >= tokens or not stored.group:
+        return entry
+    return replace(entry, block_n=tokens, reason=f"{entry.reason}; 16 bytes a thread")

@@ -12,19 +12,22 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kvgauge_kernels.triton.numbers import fp8_bytes, fp8_numbers, int8_numbers
+from kvgauge_kernels.triton.tokens import hidden_tokens, place
+
 
 # What varies with the length of a cache is not specialised: one piece of machine code serves all of
 # them, the one that the audit reads. Strides of K and V are, which is what makes their loads wide.
 @triton.jit(
     do_not_specialize=[
-        "tokens", "chunk", "group", "table_stride",
+        "tokens", "chunk", "group", "window", "sinks", "table_stride",
         "k_scale_outer_stride", "k_scale_head_stride",
         "v_scale_outer_stride", "v_scale_head_stride",
     ]
 )  # fmt: skip
 def split_decode(
     q,  # [batch, q_heads, K_DIM] fp16 or bf16
-    k,  # [batch, kv_heads, tokens, K_DIM], or pages [pages, kv_heads, PAGE, K_DIM]
+    k,  # [batch, kv_heads, tokens, K_DIM], or pages [pages, kv_heads, PAGE, K_DIM]; fp8 as uint8
     v,  # as k, with V_DIM
     k_scale,  # fp16 like k without its last dimension, or None: the elements are the numbers
     v_scale,
@@ -35,6 +38,8 @@ def split_decode(
     tokens,
     chunk,  # tokens a program, a multiple of BLOCK_N
     group,  # query heads to one K/V head
+    window,  # of the last tokens those are read, and besides them the first `sinks`; None: all are
+    sinks,
     score_scale,  # K_DIM ** -0.5 * log2(e): weights are powers of two
     q_batch_stride, q_head_stride,
     k_outer_stride, k_head_stride, k_token_stride,
@@ -49,6 +54,7 @@ def split_decode(
     PAGE: tl.constexpr,  # tokens a page, 0 where contiguous
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,  # tokens an iteration
+    FP8_MANTISSA: tl.constexpr,  # bits, 0 where the cache is not fp8
     UPCAST: tl.constexpr,  # under the interpreter alone: bf16 is multiplied as fp32
 ):  # fmt: skip
     row_blocks = tl.cdiv(group, ROWS)
@@ -58,6 +64,8 @@ def split_decode(
     length = tokens
     if lengths is not None:
         length = tl.load(lengths + sequence)
+    hidden = hidden_tokens(length, window, sinks)
+    length -= hidden
     first = split * chunk
     if first >= length:
         return
@@ -90,25 +98,16 @@ def split_decode(
     out = tl.zeros([ROWS, V_PADDED], tl.float32)
     for start in tl.range(first, last, BLOCK_N):
         valid = start + in_block < last
-        if PAGE == 0:
-            page = outer
-            before = tl.cast(start, tl.int64)  # tokens of the page or sequence before the block
-            token = in_block
-        elif PAGE % BLOCK_N == 0:  # the block lies in one page
-            page = tl.load(table + outer * table_stride + start // PAGE).to(tl.int64)
-            before = tl.cast(start % PAGE, tl.int64)
-            token = in_block
-        else:
-            position = start + in_block
-            page = tl.load(table + outer * table_stride + position // PAGE, mask=valid, other=0)
-            page = page.to(tl.int64)
-            before = 0
-            token = position % PAGE
+        page, before, token = place(
+            start, in_block, valid, outer, table, table_stride, sinks, hidden, PAGE, BLOCK_N
+        )
 
         # Past a sequence's length memory may hold anything, also NaN: it is not read.
         k_rows = k_head + page * k_outer_stride + before * k_token_stride + token * k_token_stride
         k_mask = valid[:, None] if K_DIM == K_PADDED else valid[:, None] & (k_columns < K_DIM)
         keys = tl.load(k_rows[:, None] + k_columns, mask=k_mask, other=0)  # K rows
+        if FP8_MANTISSA:
+            keys = fp8_numbers(keys, FP8_MANTISSA)
         keys = keys.to(dtype)
         scores = tl.dot(query, tl.trans(keys)) * score_scale
         if k_scale is not None:
@@ -124,7 +123,7 @@ def split_decode(
         best = now
 
         v_rows = v_head + page * v_outer_stride + before * v_token_stride + token * v_token_stride
-        if v_scale is None:
+        if v.dtype.element_ty.primitive_bitwidth == 16:
             v_mask = valid[:, None] if V_DIM == V_PADDED else valid[:, None] & (v_columns < V_DIM)
             values = tl.load(v_rows[:, None] + v_columns, mask=v_mask, other=0)  # V rows
         else:
@@ -134,8 +133,10 @@ def split_decode(
                 valid[:, None] if V_DIM == V_PADDED else valid[:, None] & (w_columns < V_DIM // 4)
             )
             packed = tl.load(words[:, None] + w_columns, mask=w_mask, other=0)  # V rows
-            values = (packed[:, :, None] << (24 - 8 * tl.arange(0, 4))) >> 24
-            values = tl.reshape(values, [BLOCK_N, V_PADDED])
+            if FP8_MANTISSA:
+                values = fp8_numbers(fp8_bytes(packed, V_PADDED), FP8_MANTISSA)
+            else:
+                values = int8_numbers(packed, V_PADDED)
         values = values.to(dtype)
         out *= kept[:, None]
         if v_scale is None:

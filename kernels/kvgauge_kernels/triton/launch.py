@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from kvgauge_kernels.audit.elf import SHORT_HASH, code_hash
+from kvgauge_kernels.stored import FLOAT8_DTYPE, stored_as
 from kvgauge_kernels.triton import configs
 from kvgauge_kernels.triton.lengths import on_device
 from kvgauge_kernels.triton.splits import chunk_tokens, split_count
 from kvgauge_kernels.view import KVView
 
 OP = "kvgauge::triton_decode"
-FORMAT_OF = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.int8: "int8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +38,16 @@ def processor(device: torch.device) -> Processor:
     return Processor(int(facts.multi_processor_count), room)
 
 
-# What Triton compiled for the launch before: its code is hashed only when someone asks.
+# What Triton compiled for the launch before, and which kernel: hashed only when someone asks.
 _last: Any = None
+_last_kernel = "split_decode"
 
 
 def last_code_hash() -> str | None:
-    """The hash of the machine code of the last `split_decode`, as the audit has it; None before one."""
+    """The hash of the machine code of the last decode kernel, as the audit has it; None before one."""
     binaries = getattr(_last, "asm", {})
     binary = binaries.get("cubin") or binaries.get("hsaco")
-    return None if binary is None else code_hash(binary, "split_decode")[:SHORT_HASH]
+    return None if binary is None else code_hash(binary, _last_kernel)[:SHORT_HASH]
 
 
 def interpreted() -> bool:
@@ -64,32 +65,46 @@ def triton_decode(
     v: torch.Tensor,
     k_scale: torch.Tensor | None,
     v_scale: torch.Tensor | None,
+    k_zero: torch.Tensor | None,
+    v_zero: torch.Tensor | None,
     block_table: torch.Tensor | None,
     lengths: list[int] | None,
+    kv_format: str,
+    window: int | None,
+    sink_tokens: int,
 ) -> torch.Tensor:
     """As `AttentionBackend.decode`; raises ValueError where the tensors do not fit together."""
     view = KVView(
-        k, v, FORMAT_OF.get(k.dtype, str(k.dtype)), k_scale, v_scale,
+        k, v, kv_format, k_scale, v_scale,
         None if lengths is None else tuple(lengths),
         "contiguous" if block_table is None else "paged",
         None if block_table is None else k.shape[2],
-        block_table,
+        block_table, k_zero, v_zero, window, sink_tokens,
     )  # fmt: skip
     group = view.group(q)
     out = torch.empty(*q.shape[:2], view.v_dim, dtype=q.dtype, device=q.device)
     on = processor(q.device)
-    row_bytes = configs.tile_row_bytes(view.k_dim, view.v_dim, k.element_size())
-    config = configs.choose(on.room, row_bytes, paged=block_table is not None)
+    config = configs.choose_for(
+        on.room, kv_format, view.k_dim, view.v_dim, paged=block_table is not None
+    )
     programs = view.kv_heads * -(-group // configs.ROWS)
     at_once = on.multiprocessors * config.programs_per_sm
-    known = view.lengths or (view.tokens,) * view.batch
-    chunk = chunk_tokens(known, programs, at_once, config.block_n)
-    splits = split_count(max(known), chunk)
+    read = read_tokens(view)
+    chunk = chunk_tokens(read, programs, at_once, config.block_n)
+    splits = split_count(max(read), chunk)
     with torch.cuda.device_of(
         q
     ):  # Triton launches on the current device; nothing for a CPU's tensor
         _start(q, view, out, config, group, (programs, splits, view.batch), chunk)
     return out
+
+
+def read_tokens(view: KVView) -> tuple[int, ...]:
+    """Tokens of each sequence that a step reads: all, or the window's and the sinks."""
+    known = view.lengths or (view.tokens,) * view.batch
+    if view.window is None:
+        return known
+    return tuple(min(n, view.window + view.sink_tokens) for n in known)
 
 
 def _start(
@@ -102,21 +117,31 @@ def _start(
     chunk: int,
 ) -> None:
     from kvgauge_kernels.triton.kernels import merge_splits, split_decode
+    from kvgauge_kernels.triton.packed import split_decode_packed
 
     splits = grid[1]
-    known = view.lengths or (view.tokens,)
-    # One length for all is a number; only lengths that differ take a tensor.
-    lengths = on_device(known, q.device) if len(set(known)) > 1 else None
+    tokens, lengths = _tokens(view.lengths or (view.tokens,), q.device)
     parts = torch.empty(*q.shape[:2], splits, view.v_dim, dtype=torch.float32, device=q.device)
     part_sums = torch.empty(*q.shape[:2], splits, dtype=torch.float32, device=q.device)
     v_padded = configs.padded(view.v_dim)
     # NVIDIA's compiler alone takes a cap: neither AMD's nor the interpreter.
     nvidia = not torch.version.hip and not interpreted()
     options = {"maxnreg": config.max_registers} if nvidia else {}
-    global _last
-    _last = split_decode[grid](
-        q, view.k, view.v, view.k_scale, view.v_scale, view.block_table, lengths,
-        parts, part_sums, known[0], chunk, group, view.k_dim**-0.5 * math.log2(math.e),
+    stored = stored_as(view.format)
+    sides: tuple[torch.Tensor | None, ...] = (view.k_scale, view.v_scale)
+    if stored.group is None:
+        kernel = split_decode
+        own = {"FP8_MANTISSA": configs.FP8_MANTISSA_BITS.get(view.format, 0)}
+    else:
+        kernel, sides = split_decode_packed, (*sides, view.k_zero, view.v_zero)
+        own = {"BITS": stored.bits, "GROUP": stored.group}
+    global _last, _last_kernel
+    _last_kernel = "split_decode" if stored.group is None else "split_decode_packed"
+    _last = kernel[grid](
+        q, _readable(view.k), _readable(view.v), *sides, view.block_table, lengths,
+        parts, part_sums, tokens, chunk, group,
+        view.window, None if view.window is None else view.sink_tokens,
+        view.k_dim**-0.5 * math.log2(math.e),
         *q.stride()[:2],
         *view.k.stride()[:3], *view.v.stride()[:3],
         *_strides(view.k_scale), *_strides(view.v_scale),
@@ -125,30 +150,55 @@ def _start(
         K_PADDED=configs.padded(view.k_dim), V_PADDED=v_padded,
         PAGE=view.page_size or 0, ROWS=configs.ROWS, BLOCK_N=config.block_n,
         UPCAST=interpreted() and q.dtype == torch.bfloat16,
-        num_warps=config.num_warps, num_stages=config.num_stages, **options,
+        num_warps=config.num_warps, num_stages=config.num_stages, **own, **options,
     )  # fmt: skip
+    tokens, lengths = _tokens(read_tokens(view), q.device)
     merge_splits[(q.shape[1], q.shape[0])](
-        parts, part_sums, lengths, out, known[0], chunk, splits,
+        parts, part_sums, lengths, out, tokens, chunk, splits,
         V_DIM=view.v_dim, V_PADDED=v_padded, BLOCK_S=configs.MERGE_BLOCK_S,
         num_warps=configs.MERGE_WARPS,
     )  # fmt: skip
 
 
+def _tokens(known: tuple[int, ...], device: torch.device) -> tuple[int, torch.Tensor | None]:
+    """One length for all is a number; only lengths that differ take a tensor."""
+    return known[0], on_device(known, device) if len(set(known)) > 1 else None
+
+
+def _readable(rows: torch.Tensor) -> torch.Tensor:
+    """fp8 as bytes: Triton refuses e4m3 for sm_80 and 86, and its numbers are made by shifts."""
+    return rows.view(torch.uint8) if rows.dtype in FLOAT8_DTYPE.values() else rows
+
+
 def _strides(scale: torch.Tensor | None) -> tuple[int, int, int]:
     if scale is None:
         return (0, 0, 1)  # 1 is specialised away, as for scales that are there: the audit's code
-    outer, head, token = scale.stride()
+    outer, head, token = scale.stride()[:3]
     return (outer, head, token)
 
 
-def _like_query(q: torch.Tensor, _k: torch.Tensor, v: torch.Tensor, *_: object) -> torch.Tensor:
-    return torch.empty((*q.shape[:2], v.shape[3]), dtype=q.dtype, device=q.device)
+def _like_query(
+    q: torch.Tensor,
+    _k: torch.Tensor,
+    v: torch.Tensor,
+    _k_scale: torch.Tensor | None,
+    _v_scale: torch.Tensor | None,
+    _k_zero: torch.Tensor | None,
+    _v_zero: torch.Tensor | None,
+    _table: torch.Tensor | None,
+    _lengths: list[int] | None,
+    kv_format: str,
+    *_: object,
+) -> torch.Tensor:
+    v_dim = v.shape[3] * stored_as(kv_format).per_byte
+    return torch.empty((*q.shape[:2], v_dim), dtype=q.dtype, device=q.device)
 
 
 _library = torch.library.Library("kvgauge", "FRAGMENT")
 _library.define(
     "triton_decode(Tensor q, Tensor k, Tensor v, Tensor? k_scale, Tensor? v_scale, "
-    "Tensor? block_table, int[]? lengths) -> Tensor"
+    "Tensor? k_zero, Tensor? v_zero, Tensor? block_table, int[]? lengths, str kv_format, "
+    "int? window, int sink_tokens) -> Tensor"
 )
 for _key in ("CUDA", "CPU"):  # on the CPU the interpreter alone runs it
     _library.impl("triton_decode", triton_decode, _key)
