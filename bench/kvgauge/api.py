@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 from kvgauge.formula.fit import Fit, fit_of
 from kvgauge.formula.plan import Plan, plan_of
 from kvgauge.formula.setting import Setting, setting
-from kvgauge.shapes.catalogue import CATALOGUE, shape_named
+from kvgauge.shapes.catalogue import NAMES, shape_named
 from kvgauge.shapes.resolve import resolve
 from kvgauge.shapes.types import ModelShape
 from kvgauge.traces.types import Trace
@@ -85,7 +85,7 @@ def _asked(model: str | ModelShape, options: PlanOptions) -> tuple[ModelShape, T
 
 def _shape(model: str) -> ModelShape:
     # A file may change between two calls, a line of the catalogue may not.
-    return _catalogued(model.lower()) if model.lower() in CATALOGUE else resolve(model)
+    return _catalogued(model.lower()) if model.lower() in NAMES else resolve(model)
 
 
 @lru_cache(maxsize=256)

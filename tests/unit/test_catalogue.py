@@ -10,6 +10,7 @@ import pytest
 import shared_models
 from kvgauge.errors import UserError
 from kvgauge.shapes.catalogue import CATALOGUE, catalogue
+from kvgauge.shapes.catalogue_latent import LATENT_CATALOGUE
 from kvgauge.shapes.hf import read_config
 from kvgauge.shapes.resolve import resolve
 
@@ -97,7 +98,8 @@ def test_the_textbook_model() -> None:
 
 
 def test_list_and_names() -> None:
-    assert [shape.name for shape in catalogue()] == list(CATALOGUE)
+    names = [shape.name for shape in catalogue()]
+    assert names == sorted({*CATALOGUE, *LATENT_CATALOGUE})
     assert resolve("Llama-3.1-8B").name == "llama-3.1-8b"
 
 
@@ -125,3 +127,21 @@ def test_a_folder_without_a_config(tmp_path: Path) -> None:
 
 def _first(raw: dict[str, Any], *names: str) -> int:
     return next(int(raw[name]) for name in names if name in raw)
+
+
+LATENT_SOURCES = {
+    "deepseek-r1": "deepseek-ai--DeepSeek-R1",
+    "deepseek-v2-lite": "deepseek-ai--DeepSeek-V2-Lite",
+    "deepseek-v3": "deepseek-ai--DeepSeek-V3",
+}
+
+
+@pytest.mark.parametrize("name", LATENT_CATALOGUE)
+def test_latent_facts_are_those_of_the_raw_config(name: str) -> None:
+    raw = shared_models.raw(LATENT_SOURCES[name])
+    assert LATENT_CATALOGUE[name].items() <= raw.items()
+    whole = read_config(shared_models.FOLDER / f"{LATENT_SOURCES[name]}.json")
+    named = resolve(name)
+    assert named.layers == whole.layers
+    assert (named.params_total, named.vocab) == (whole.params_total, whole.vocab)
+    assert named.params_total is not None

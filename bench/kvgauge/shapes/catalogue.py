@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from kvgauge.shapes import mla
+from kvgauge.shapes.catalogue_latent import LATENT_CATALOGUE
+from kvgauge.shapes.fields import Fields
 from kvgauge.shapes.plain import Plain
 from kvgauge.shapes.types import ModelShape
 
@@ -95,11 +98,17 @@ CATALOGUE: dict[str, Plain] = {
 }
 
 
+NAMES = tuple(sorted({*CATALOGUE, *LATENT_CATALOGUE}))
+"""All that `shape_named` knows."""
+
+
 def catalogue() -> list[ModelShape]:
-    """All shapes, in the table's order."""
-    return [shape_named(name) for name in CATALOGUE]
+    """All shapes, by name."""
+    return [shape_named(name) for name in NAMES]
 
 
 def shape_named(name: str) -> ModelShape:
     """The shape of one line; KeyError where there is none."""
+    if name in LATENT_CATALOGUE:
+        return mla.read(Fields(name, LATENT_CATALOGUE[name])).shape(name, "catalogue")
     return CATALOGUE[name].shape(name, "catalogue")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from kvgauge.errors import UserError, short
-from kvgauge.shapes.catalogue import CATALOGUE, shape_named
+from kvgauge.shapes.catalogue import NAMES, shape_named
 from kvgauge.shapes.hf import read_config
 from kvgauge.shapes.types import ModelShape
 
 
 def resolve(model: str) -> ModelShape:
     """The shape that `model` names; a catalogue name goes before a file of that name."""
-    if model.lower() in CATALOGUE:
+    if model.lower() in NAMES:
         return shape_named(model.lower())
     path = Path(model)
     if not model or not _exists(path):
@@ -40,7 +40,7 @@ def _unknown(model: str) -> str:
 
     # A hub's name, `meta-llama/Llama-3.1-8B`, is close to ours by its last part.
     last = model[-80:].rsplit("/", 1)[-1].lower()
-    close = difflib.get_close_matches(last, CATALOGUE, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(last, NAMES, n=3, cutoff=0.5)
     if "/" in model or model.endswith((".json", ".gguf")):
         hint = f"; the catalogue has {' and '.join(close)}" if close else ""
         return f"{short(model)}: no such file or folder{hint}"
