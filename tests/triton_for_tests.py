@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import struct
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
@@ -20,6 +23,15 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 # int2-g128 has groups longer than most rows.
 FORMATS = ["fp16", "bf16", "int8", "fp8_e4m3", "fp8_e5m2", "int4", "int4-g32", "int2", "int2-g128"]
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="needs triton: pip install triton")
+INSIDE = os.environ.get("TRITON_INTERPRET") == "1"
+inside = pytest.mark.skipif(not INSIDE, reason="runs in the interpreter's own process")
+# It makes a number of an array of one element, which numpy refuses since 2.4.
+new_interpreter = pytest.mark.skipif(
+    HAS_TRITON
+    and version("triton").startswith("3.6.")
+    and tuple(map(int, np.__version__.split(".")[:2])) >= (2, 4),
+    reason="triton 3.6's interpreter needs numpy below 2.4",
+)
 
 
 def elf(sections: dict[str, bytes]) -> bytes:

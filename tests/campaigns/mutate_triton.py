@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-TESTS = ROOT / "tests" / "property" / "test_triton_against_oracle.py"
+TESTS = tuple(
+    ROOT / "tests" / "property" / f"test_triton_{name}.py" for name in ("against_oracle", "parts")
+)
 OUT = ROOT / "results" / "triton_mutations.md"
 KERNELS, LAUNCH, PACKED = "kernels.py", "launch.py", "packed.py"
 NUMBERS, TOKENS = "numbers.py", "tokens.py"
@@ -121,10 +123,15 @@ MUTATIONS = tuple(
         (KERNELS, "mask=in_group[:, None] & (v_columns < V_DIM)", "mask=v_columns[None, :] < V_DIM"),
         (KERNELS, "used = tl.cdiv(length, chunk)", "used = splits"),
         (KERNELS, "range(0, used, BLOCK_S)", "range(0, BLOCK_S, BLOCK_S)"),
-        (KERNELS, "weights = tl.exp2(sums - now)", "weights = tl.exp(sums - now)"),
+        (KERNELS, "weights = tl.exp2(of_splits - now)", "weights = tl.exp(of_splits - now)"),
         (KERNELS, "total = total * kept + tl.sum(weights, 0)", "total = total + tl.sum(weights, 0)"),
         (KERNELS, "merged = merged * kept", "merged = merged"),
         (KERNELS, "(merged / total)", "merged"),
+        # A part.
+        (KERNELS, "(best + tl.log2(total)) * 0.69", "(best + tl.log2(total)) * 0.70"),
+        (KERNELS, "tl.store(sums + head, (best + tl.log2(total))", "tl.store(sums + head, (best + total)"),
+        (KERNELS, "tl.store(sums + head", "tl.store(sums + 0 * head"),
+        (LAUNCH, "torch.float32, device=q.device)\n    sums", "q.dtype, device=q.device)\n    sums"),
     )
 )  # fmt: skip
 
@@ -140,7 +147,7 @@ def failing_test(mutation: Mutation) -> str | None:
         file.write_text(source.replace(mutation.old, mutation.new, 1))
         done = subprocess.run(
             [
-                sys.executable, "-m", "pytest", str(TESTS), "-x", "-p", "no:cacheprovider", "-o",
+                sys.executable, "-m", "pytest", *map(str, TESTS), "-x", "-p", "no:cacheprovider", "-o",
                 f"pythonpath=bench {folder}/kernels reports tests",
             ],
             env={
@@ -186,8 +193,8 @@ def document(rows: list[tuple[Mutation, str | None]]) -> str:
         "# Mutations of the Triton kernels",
         "",
         f"`python tests/campaigns/mutate_triton.py`: {len(rows)} one-line mutations of the kernels and their "
-        f"launch, each against `{TESTS.relative_to(ROOT)}` under the interpreter of triton "
-        f"{version('triton')}. {survivors} survive.",
+        f"launch, each against `{TESTS[0].relative_to(ROOT)}` and what it collects, under the interpreter "
+        f"of triton {version('triton')}. {survivors} survive.",
         "",
         "| file | line | mutated | test that fails |",
         "|---|---|---|---|",

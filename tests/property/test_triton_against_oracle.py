@@ -1,7 +1,7 @@
 """The Triton kernels under Triton's interpreter, against the oracle in float64.
 
 The interpreter is chosen before triton is imported, so these tests run in a process of their own: this
-module starts it and, inside, is collected whole.
+module starts it and, inside, is collected whole, and so are the files that it names.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,41 +23,35 @@ from kvgauge_kernels import BACKENDS, KVView, oracle_decode
 from kvgauge_kernels.stored import stored_as
 from kvgauge_kernels.triton import launch
 from triton_for_tests import (
-    HAS_TRITON,
+    INSIDE,
     TritonCase,
     filling,
+    inside,
     needs_triton,
+    new_interpreter,
     one_case,
     triton_cases,
 )
 
-OLD_INTERPRETER = (
-    HAS_TRITON
-    and version("triton").startswith("3.6.")
-    and tuple(map(int, np.__version__.split(".")[:2])) >= (2, 4)
-)
-pytestmark = [
-    needs_triton,
-    # It makes a number of an array of one element, which numpy refuses since 2.4.
-    pytest.mark.skipif(OLD_INTERPRETER, reason="triton 3.6's interpreter needs numpy below 2.4"),
-]
-INSIDE = os.environ.get("TRITON_INTERPRET") == "1"
+pytestmark = [needs_triton, new_interpreter]
 TRITON = BACKENDS["triton"]
 # The interpreter rounds to bf16 towards zero, where a GPU rounds to the nearest: twice the error.
 MAX_ERROR = {torch.float16: 1.5e-3, torch.bfloat16: 1.6e-2}
 # In fp16 `code * scale` is rounded before `zero` is added; a GPU's fused instruction rounds once.
 MAX_ERROR_OF_GROUPS = 2.5e-3
 
-inside = pytest.mark.skipif(not INSIDE, reason="runs in the interpreter's own process")
+# Collected in the same process.
+OTHERS = ("test_triton_parts.py",)
 ONE = one_case()
 QUANTIZED = ("int8", "fp8_e4m3", "fp8_e5m2", "int4", "int4-g32", "int2", "int2-g128")
 
 
 @pytest.mark.skipif(INSIDE, reason="this is the process that it starts")
 def test_in_a_process_with_the_interpreter() -> None:
-    root = Path(__file__).parents[2]
+    root, here = Path(__file__).parents[2], Path(__file__)
+    files = [str(here), *(str(here.with_name(name)) for name in OTHERS)]
     child = subprocess.run(
-        [sys.executable, "-m", "pytest", str(Path(__file__)), "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", *files, "-p", "no:cacheprovider"],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         cwd=root, capture_output=True, text=True, timeout=300,
     )  # fmt: skip

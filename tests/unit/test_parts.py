@@ -10,28 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels_for_tests import DTYPES, error, make_query, make_view
-from kvgauge_kernels import BACKENDS, KVView, oracle_decode
+from kvgauge_kernels import BACKENDS, oracle_decode
 from kvgauge_kernels.cpu.backend import CpuBackend
 from kvgauge_kernels.cpu.native_module import native
 from kvgauge_kernels.mla import latent_query, latent_view
 from kvgauge_kernels.parts import merged, shared_prefix_decode
+from parts_for_tests import cut, joined
 
 pytestmark = pytest.mark.skipif(native() is None, reason="the native kernels are not built")
 CPU = CpuBackend()
-
-
-def cut(view: KVView, first: int, last: int) -> KVView:
-    return replace(view, **{n: x[:, :, first:last] for n, x in view.tensors().items()})  # type: ignore[arg-type]
-
-
-def joined(prefix: KVView, forks: KVView) -> KVView:
-    """Each fork as a whole sequence."""
-    batch = forks.batch
-    both = {
-        n: torch.cat([x.expand(batch, *x.shape[1:]), getattr(forks, n)], dim=2)
-        for n, x in prefix.tensors().items()
-    }
-    return replace(forks, **both)  # type: ignore[arg-type]
 
 
 @given(

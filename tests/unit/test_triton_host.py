@@ -219,7 +219,11 @@ def test_shapes_and_dtypes_on_a_gpu_without_one() -> None:
         out = torch.ops.kvgauge.triton_decode(
             q, k, v, None, None, None, None, table, [70, 8, 80], "bf16", None, 0
         )
+        part, sums = torch.ops.kvgauge.triton_decode_part(
+            q, k, v, None, None, None, None, table, [70, 8, 80], "bf16", None, 0
+        )
     assert (out.shape, out.dtype, out.device.type) == ((3, 8, 128), torch.bfloat16, "cuda")
+    assert (part.shape, part.dtype, sums.shape) == ((3, 8, 128), torch.float32, (3, 8))
 
 
 def test_the_package_imports_without_triton() -> None:

@@ -10,7 +10,7 @@ from kvgauge_kernels.audit.targets import Target
 from kvgauge_kernels.stored import stored_as
 from kvgauge_kernels.triton import configs
 
-_POINTER = {"fp16": "*fp16", "bf16": "*bf16", "int8": "*i8"}  # the rest are bytes
+_POINTER = {"fp16": "*fp16", "bf16": "*bf16", "int8": "*i8", "fp32": "*fp32"}  # the rest are bytes
 SPLIT, PACKED, MERGE = "split_decode", "split_decode_packed", "merge_splits"
 
 
@@ -88,7 +88,7 @@ def default_cases() -> tuple[Case, ...]:
         Case(PACKED, "int4-g32", "bf16", 128, 128),
         Case(PACKED, "int4", "bf16", 128, 128, 16, windowed=True),
     ]
-    cases += [Case(MERGE, fmt, fmt, 128, 128) for fmt in ("fp16", "bf16")]
+    cases += [Case(MERGE, fmt, fmt, 128, 128) for fmt in ("fp16", "bf16", "fp32")]  # fp32: a part
     return tuple(cases)
 
 
@@ -125,7 +125,7 @@ def inputs(
         **dict.fromkeys(("k_scale", "v_scale", "k_zero", "v_zero"), "*fp16" if stored.scaled else None),
         "table": "*i32" if case.page_size else None,
         "lengths": "*i32" if case.ragged else None,
-        "parts": "*fp32", "part_sums": "*fp32",
+        "parts": "*fp32", "part_sums": "*fp32", "sums": "*fp32" if case.q_format == "fp32" else None,
         **({} if case.windowed else {"window": None, "sinks": None}),
     }  # fmt: skip
     signature: dict[str, str] = {}

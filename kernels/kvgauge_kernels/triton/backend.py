@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from importlib import metadata
+from typing import Any
 
 import torch
 
@@ -87,6 +88,21 @@ class TritonBackend:
         Lengths that differ from each other go to the GPU once, as a small int32 tensor. A CUDA graph is
         captured after a call with the same lengths; its replays read as many tokens as then.
         """
+        out: torch.Tensor = torch.ops.kvgauge.triton_decode(*self._arguments(q, view))
+        return out
+
+    def decode_part(self, q: torch.Tensor, view: KVView) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attention over a part of each sequence, to be merged with that over the rest (`parts.py`).
+
+        The result in fp32 `[batch, q_heads, v_dim]`, and of each query head the natural logarithm of the
+        sum of its exponentiated scores, fp32 `[batch, q_heads]`. q, graphs and errors as in `decode`.
+        """
+        out: tuple[torch.Tensor, torch.Tensor] = torch.ops.kvgauge.triton_decode_part(
+            *self._arguments(q, view)
+        )
+        return out
+
+    def _arguments(self, q: torch.Tensor, view: KVView) -> tuple[Any, ...]:
         view.group(q)
         reason = self.available(q.device) or self.supports(view, q.dtype)
         if reason is not None:
@@ -96,11 +112,10 @@ class TritonBackend:
         table = view.block_table
         if table is not None and table.stride(1) != 1:
             table = table.contiguous()
-        out: torch.Tensor = torch.ops.kvgauge.triton_decode(
+        return (
             q, view.k, view.v, view.k_scale, view.v_scale, view.k_zero, view.v_zero, table,
             view.lengths, view.format, view.window, view.sink_tokens,
         )  # fmt: skip
-        return out
 
     def prefill(self, q: torch.Tensor, view: KVView) -> torch.Tensor:
         """See AttentionBackend; torch's sdpa-flash or sdpa-math."""

@@ -167,7 +167,8 @@ def merge_splits(
     parts,  # fp32 [batch, q_heads, splits, V_DIM]
     part_sums,  # fp32 [batch, q_heads, splits], log2
     lengths,  # as above
-    out,  # fp16 or bf16 [batch, q_heads, V_DIM], contiguous
+    out,  # fp16 or bf16 [batch, q_heads, V_DIM], contiguous; fp32 of a part
+    sums,  # out: fp32 [batch, q_heads], the natural logarithm of a part's sum of weights, or None
     tokens,
     chunk,
     splits,
@@ -188,16 +189,18 @@ def merge_splits(
     for start in range(0, used, BLOCK_S):
         split = start + tl.arange(0, BLOCK_S)
         valid = split < used
-        sums = tl.load(part_sums + head * splits + split, mask=valid, other=float("-inf"))
+        of_splits = tl.load(part_sums + head * splits + split, mask=valid, other=float("-inf"))
         part = tl.load(
             parts + (head * splits + split)[:, None] * V_DIM + columns,
             mask=valid[:, None] & in_row,
             other=0.0,
         )
-        now = tl.maximum(best, tl.max(sums, 0))
+        now = tl.maximum(best, tl.max(of_splits, 0))
         kept = tl.exp2(best - now)
-        weights = tl.exp2(sums - now)
+        weights = tl.exp2(of_splits - now)
         total = total * kept + tl.sum(weights, 0)
         merged = merged * kept + tl.sum(part * weights[:, None], 0)
         best = now
+    if sums is not None:
+        tl.store(sums + head, (best + tl.log2(total)) * 0.6931471805599453)  # ln(2)
     tl.store(out + head * V_DIM + columns, (merged / total).to(out.dtype.element_ty), mask=in_row)

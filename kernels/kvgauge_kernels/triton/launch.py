@@ -1,4 +1,4 @@
-"""The operator `kvgauge::triton_decode`: shapes in, two kernels started, no wait for the device."""
+"""The operators `kvgauge::triton_decode` and `triton_decode_part`: two kernels started, no waiting."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from kvgauge_kernels.triton.splits import chunk_tokens, split_count
 from kvgauge_kernels.view import KVView
 
 OP = "kvgauge::triton_decode"
+PART_OP = "kvgauge::triton_decode_part"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +75,51 @@ def triton_decode(
     sink_tokens: int,
 ) -> torch.Tensor:
     """As `AttentionBackend.decode`; raises ValueError where the tensors do not fit together."""
-    view = KVView(
+    view = _view(
+        k, v, k_scale, v_scale, k_zero, v_zero, block_table, lengths, kv_format, window, sink_tokens
+    )
+    out = torch.empty(*q.shape[:2], view.v_dim, dtype=q.dtype, device=q.device)
+    _decode(q, view, out, None)
+    return out
+
+
+def triton_decode_part(q: torch.Tensor, *cache: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `PartBackend.decode_part`, of the arguments of `triton_decode`; raises as it."""
+    view = _view(*cache)
+    out = torch.empty(*q.shape[:2], view.v_dim, dtype=torch.float32, device=q.device)
+    sums = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    _decode(q, view, out, sums)
+    return out, sums
+
+
+def _view(
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_scale: torch.Tensor | None,
+    v_scale: torch.Tensor | None,
+    k_zero: torch.Tensor | None,
+    v_zero: torch.Tensor | None,
+    block_table: torch.Tensor | None,
+    lengths: list[int] | None,
+    kv_format: str,
+    window: int | None,
+    sink_tokens: int,
+) -> KVView:
+    return KVView(
         k, v, kv_format, k_scale, v_scale,
         None if lengths is None else tuple(lengths),
         "contiguous" if block_table is None else "paged",
         None if block_table is None else k.shape[2],
         block_table, k_zero, v_zero, window, sink_tokens,
     )  # fmt: skip
+
+
+def _decode(q: torch.Tensor, view: KVView, out: torch.Tensor, sums: torch.Tensor | None) -> None:
+    """Into `out`, and of a part the logarithm of its sum of weights into `sums`."""
     group = view.group(q)
-    out = torch.empty(*q.shape[:2], view.v_dim, dtype=q.dtype, device=q.device)
     on = processor(q.device)
     config = configs.choose_for(
-        on.room, kv_format, view.k_dim, view.v_dim, paged=block_table is not None
+        on.room, view.format, view.k_dim, view.v_dim, paged=view.block_table is not None
     )
     programs = view.kv_heads * -(-group // configs.ROWS)
     at_once = on.multiprocessors * config.programs_per_sm
@@ -95,8 +129,7 @@ def triton_decode(
     with torch.cuda.device_of(
         q
     ):  # Triton launches on the current device; nothing for a CPU's tensor
-        _start(q, view, out, config, group, (programs, splits, view.batch), chunk)
-    return out
+        _start(q, view, out, sums, config, group, (programs, splits, view.batch), chunk)
 
 
 def read_tokens(view: KVView) -> tuple[int, ...]:
@@ -111,6 +144,7 @@ def _start(
     q: torch.Tensor,
     view: KVView,
     out: torch.Tensor,
+    sums: torch.Tensor | None,
     config: configs.Config,
     group: int,
     grid: tuple[int, int, int],
@@ -154,7 +188,7 @@ def _start(
     )  # fmt: skip
     tokens, lengths = _tokens(read_tokens(view), q.device)
     merge_splits[(q.shape[1], q.shape[0])](
-        parts, part_sums, lengths, out, tokens, chunk, splits,
+        parts, part_sums, lengths, out, sums, tokens, chunk, splits,
         V_DIM=view.v_dim, V_PADDED=v_padded, BLOCK_S=configs.MERGE_BLOCK_S,
         num_warps=configs.MERGE_WARPS,
     )  # fmt: skip
@@ -194,12 +228,21 @@ def _like_query(
     return torch.empty((*q.shape[:2], v_dim), dtype=q.dtype, device=q.device)
 
 
+def _part_like_query(q: torch.Tensor, *cache: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    sums = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    return _like_query(q, *cache).float(), sums
+
+
 _library = torch.library.Library("kvgauge", "FRAGMENT")
-_library.define(
-    "triton_decode(Tensor q, Tensor k, Tensor v, Tensor? k_scale, Tensor? v_scale, "
+_ARGUMENTS = (
+    "Tensor q, Tensor k, Tensor v, Tensor? k_scale, Tensor? v_scale, "
     "Tensor? k_zero, Tensor? v_zero, Tensor? block_table, int[]? lengths, str kv_format, "
-    "int? window, int sink_tokens) -> Tensor"
+    "int? window, int sink_tokens"
 )
-for _key in ("CUDA", "CPU"):  # on the CPU the interpreter alone runs it
+_library.define(f"triton_decode({_ARGUMENTS}) -> Tensor")
+_library.define(f"triton_decode_part({_ARGUMENTS}) -> (Tensor, Tensor)")
+for _key in ("CUDA", "CPU"):  # on the CPU the interpreter alone runs them
     _library.impl("triton_decode", triton_decode, _key)
+    _library.impl("triton_decode_part", triton_decode_part, _key)
 torch.library.register_fake(OP, _like_query, lib=_library)
+torch.library.register_fake(PART_OP, _part_like_query, lib=_library)
