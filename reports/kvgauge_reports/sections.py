@@ -98,8 +98,11 @@ def _notes(run: Run) -> tuple[str, ...]:
     notes = []
     repeated = len(run.records) - len(run.latest())
     if repeated:
-        attempts = plural(repeated, "earlier attempt")
-        notes.append(f"{attempts} of a cell: the last one counts, or the undisturbed one.")
+        attempts = plural(repeated, "repeated attempt")
+        notes.append(
+            f"{attempts} of cells: the last one counts, unless it was disturbed and an earlier one "
+            "was measured: then that one stands."
+        )
     if run.torn_lines:
         notes.append(f"{plural(run.torn_lines, 'torn line')} of records.jsonl could not be read.")
     if run.manifest.status == "running":

@@ -52,7 +52,8 @@ READING: tuple[tuple[str, str], ...] = (
         "eager: grouped heads, scores written to memory, as a plain implementation without "
         "FlashAttention. sdpa-math: torch's reference path, which repeats K and V and accumulates "
         "in fp32. sdpa-flash: torch's fused kernel for this device. cpu: kvgauge's own fused decode "
-        "kernels for CPUs; cpu-q8 reads an int8 cache with the query and the weights in 8 bits too.",
+        "kernels for CPUs; cpu-q8 reads an int8, int4 or int2 cache with the query and the weights in "
+        "8 bits too.",
     ),
     (
         "speed-up",
@@ -75,11 +76,11 @@ SILENT: tuple[str, ...] = (
     "What a whole trace takes: a time is one step at one depth. A trace is the sum over all depths.",
     "What a server reserves: activations, contexts, graphs, fragmentation and paging of an engine "
     "are outside these footprints unless a row names an engine.",
-    "Whether answers stay as good: int8 rows say what a smaller cache costs in bytes and time, not "
-    "in quality.",
+    "Whether answers stay as good: rows of quantized formats say what a smaller cache costs in bytes "
+    "and time, not in quality.",
     "Anything about cells that were left out, failed or were flagged, beyond the reason given.",
 )
 CPU_SILENT = (
     "Anything about a GPU: this was measured on a CPU, where bandwidths, kernels and the cost of "
-    "int8 are of another kind."
+    "quantized formats are of another kind."
 )
