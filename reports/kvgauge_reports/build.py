@@ -24,5 +24,5 @@ def write_pdf(runs: Sequence[Run], path: str | Path) -> Path:
 
 
 def write_markdown(runs: Sequence[Run], path: str | Path) -> Path:
-    """A summary in Markdown: the answer, the headline by model, what does not count."""
+    """A summary in Markdown: the answer, the headline by model, every time, what does not count."""
     return write_atomic(path, render_markdown(make_document(runs)).encode())

@@ -14,7 +14,7 @@ __all__ = ["render_markdown", "six_lines"]
 
 
 def render_markdown(document: Document) -> str:
-    """The answer, the cards, the headline by model, what does not count. Every string is escaped."""
+    """The answer, the cards, the headline, every time, what does not count. Every string is escaped."""
     with report_extra():
         import jinja2
     environment = jinja2.Environment(

@@ -42,7 +42,7 @@ def attention_table(run: Run, anchors: Anchors) -> Table:
         caption=(
             "Median with the 95% interval, samples and noise. GB/s is the formula's bytes over the "
             "time (10⁹ bytes a second); of probe and × floor as in “How to read”. Italic: flagged, "
-            "not compared."
+            "an indication alone and not compared."
         ),
         columns=_TIMING_COLUMNS,
         groups=_grouped(run, ("attention",), lambda r: _timing_row(run, r, anchors)),
@@ -121,7 +121,7 @@ def trouble_table(run: Run, anchors: Anchors) -> Table:
 
 
 def left_out_table(run: Run) -> Table:
-    """What the manifest says that this machine cannot run."""
+    """What the manifest says that no cell was made for."""
     rows = tuple(
         Row((Cell(clean(name, 60)), Cell(clean(reason, 300))))
         for name, reason in list(run.manifest.left_out.items())[:200]
@@ -129,10 +129,10 @@ def left_out_table(run: Run) -> Table:
     return Table(
         key="left-out",
         title="Left out and why",
-        caption="Backends and suites that this machine cannot run: no cell was made for them.",
+        caption="What this machine or this choice has no cells for: backends, layouts, suites.",
         columns=(Column("what", "code"), Column("reason")),
         groups=(Group("", rows),) if rows else (),
-        empty="Nothing was left out: this machine can run every backend and suite.",
+        empty="Nothing was left out: every backend and suite of this choice has cells.",
     )
 
 
@@ -206,7 +206,7 @@ def _trouble_row(record: Record, why: str, names: Names, anchors: Anchors) -> Ro
     flagged = record.status == "ok"
     depth = f"{count(record.trace.depth_tokens)} tokens"
     parts = [clean(record.suite, 20), names.setting(record), depth, say.fmt(record)]
-    if record.backend:
+    if select.backend_name(record):
         parts.append(say.backend(record))
     code = ", ".join(record.trust.flags) if flagged else record.reason_code
     status = "ok, not trusted" if flagged else record.status
