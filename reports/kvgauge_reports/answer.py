@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from kvgauge.schema import Run
 from kvgauge_reports import say
-from kvgauge_reports.headline import PLAIN, headline
+from kvgauge_reports.headline import headline
 from kvgauge_reports.headline_types import Headline
+from kvgauge_reports.ratios import PLAIN
+from kvgauge_reports.ratios_said import pages_text, quantized_text
 from kvgauge_reports.say import Names
 from kvgauge_reports.select import STEP_SCOPES, backend_name
 from kvgauge_reports.text import (
@@ -15,7 +17,6 @@ from kvgauge_reports.text import (
     clean,
     count,
     number,
-    percent,
     plural,
     times,
     token_bytes,
@@ -35,16 +36,18 @@ class Sentence:
 
 
 def sentences(run: Run, head: Headline) -> tuple[Sentence, ...]:
-    """where, cells, footprint, fused, int8, model, floor: always all of them, in this order."""
+    """where, cells, footprint, fused, quantized, model, floor: always all, in this order; then pages,
+    whose text is empty where none were measured."""
     names = Names(run)
     return (
         Sentence("where", _where(run)),
         Sentence("cells", _cells(head)),
         _footprint(head, names),
         _fused(head, names),
-        _int8(head, names),
+        _quantized(head, names),
         _model(head, names),
         _floor(head, names),
+        _pages(head, names),
     )
 
 
@@ -56,7 +59,7 @@ def paragraph(run: Run, head: Headline) -> tuple[str, ...]:
     if c.counted < c.total:
         cells += "; the others are listed with their reasons"
     told = [s.text for s in rest if s.measured]
-    missing = [s.text for s in rest if not s.measured]
+    missing = [s.text for s in rest if not s.measured and s.text]
     if not told:
         told = ["No figure can be given: no cell of this run was measured and trusted"]
     elif missing:
@@ -65,9 +68,10 @@ def paragraph(run: Run, head: Headline) -> tuple[str, ...]:
 
 
 def six_lines(run: Run) -> list[str]:
-    """Six plain lines: what ran where, cells, footprint, fused against eager, int8, real model."""
+    """Six plain lines: what ran where, cells, footprint, fused against eager, quantized, real
+    model."""
     told = sentences(run, headline(run))[:6]
-    labels = ("run", "cells", "footprint", "fused", "int8", "model")
+    labels = ("run", "cells", "footprint", "fused", "quantized", "model")
     return [f"{label:<10} {s.text}" for label, s in zip(labels, told, strict=True)]
 
 
@@ -136,24 +140,16 @@ def _fused(head: Headline, names: Names) -> Sentence:
     return Sentence(topic, text + others)
 
 
-def _int8(head: Headline, names: Names) -> Sentence:
-    topic = "int8 against 16-bit"
-    parts = []
-    if head.int8_bytes:
-        saved = max(head.int8_bytes, key=lambda b: say.deepest(b.quantized))
-        parts.append(f"holds {percent(saved.ratio)} of the bytes of {say.fmt(saved.plain)}")
-    if head.int8_time:
-        top = max(head.int8_time, key=lambda s: say.deepest(s.fast))
-        parts.append(
-            f"takes {times(1 / top.ratio)} the attention time of the fastest 16-bit one "
-            f"({say.backend(top.fast)} against {say.fmt(top.slow)} {say.backend(top.slow)}, "
-            f"{names.cache(top.fast)} {say.at_depth(top.fast)})"
-        )
-    if not parts:
+def _quantized(head: Headline, names: Names) -> Sentence:
+    topic = "quantized against 16-bit"
+    if not head.quantized_bytes and not head.quantized_time:
         return _absent(topic, say.absent(head, "memory", "attention"))
-    if not head.int8_time:
-        parts.append(f"its time was {say.absent(head, 'attention')}")
-    return Sentence(topic, f"An int8 cache {' and '.join(parts)}")
+    return Sentence(topic, f"Beside 16 bits: {quantized_text(head, names)}")
+
+
+def _pages(head: Headline, names: Names) -> Sentence:
+    text = pages_text(head, names)
+    return Sentence("pages over contiguous", text, measured=bool(text))
 
 
 def _model(head: Headline, names: Names) -> Sentence:

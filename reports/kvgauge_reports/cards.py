@@ -8,8 +8,9 @@ from kvgauge.schema import Run
 from kvgauge.units import binary_bytes
 from kvgauge_reports import say
 from kvgauge_reports.document import Card
-from kvgauge_reports.headline import PLAIN
 from kvgauge_reports.headline_types import Headline
+from kvgauge_reports.ratios import PLAIN
+from kvgauge_reports.ratios_said import quantized, quantized_text
 from kvgauge_reports.say import Names
 from kvgauge_reports.select import STEP_SCOPES, backend_name
 from kvgauge_reports.text import (
@@ -31,7 +32,7 @@ def cards(run: Run, head: Headline) -> tuple[Card, ...]:
         _bytes(head, names),
         _footprint(head, names),
         _fused(head, names),
-        _int8(head, names),
+        _quantized(head, names),
         _floor(head, names),
         _model(head, names),
     )
@@ -79,25 +80,20 @@ def _fused(head: Headline, names: Names) -> Card:
     return Card(title, say.verdict(top), what)
 
 
-def _int8(head: Headline, names: Names) -> Card:
-    title = "int8 against a 16-bit cache"
-    saved = max(head.int8_bytes, key=lambda b: say.deepest(b.quantized), default=None)
-    top = max(head.int8_time, key=lambda s: say.deepest(s.fast), default=None)
-    bytes_text = f"bytes {say.absent(head, 'memory')}"
-    if saved:
-        bytes_text = f"{percent(saved.ratio)} of the bytes of {say.fmt(saved.plain)}"
-    if top is None:
-        if saved is None:
-            return _absent(title, say.absent(head, "memory", "attention"))
-        what = f"{bytes_text}, {names.cache(saved.quantized)}; time {say.absent(head, 'attention')}"
-        return Card(title, f"{percent(saved.ratio)} of the bytes", what)
-    what = (
-        f"{number(1 / top.high)} to {number(1 / top.low)}; {bytes_text}; "
-        f"{say.backend(top.fast)} against {say.fmt(top.slow)} {say.backend(top.slow)}, "
-        f"{names.cache(top.fast)} {say.at_depth(top.fast)}"
-        f"{_range(1 / s.ratio for s in head.int8_time)}"
-    )
-    return Card(title, f"{times(1 / top.ratio)} the time", what)
+def _quantized(head: Headline, names: Names) -> Card:
+    title = "Quantized against 16-bit caches"
+    found = quantized(head)
+    if not found:
+        return _absent(title, say.absent(head, "memory", "attention"))
+    what = quantized_text(head, names)
+    measured = [each.time for each in found if each.time]
+    if any(time.verdict != "undecided" for time in measured):
+        return Card(title, f"{say.span(1 / time.ratio for time in measured)} the time", what)
+    if measured:
+        return Card(title, "no difference in time shown", what)
+    shares = sorted(each.saved.ratio for each in found if each.saved)
+    ends = dict.fromkeys(percent(share) for share in (shares[0], shares[-1]))
+    return Card(title, f"{' to '.join(ends)} of the bytes", what)
 
 
 def _floor(head: Headline, names: Names) -> Card:

@@ -22,6 +22,7 @@ COLUMNS = (
     "panel",  # the setting in words, without the format
     "model",
     "format",  # as recorded: cleaned where it is shown
+    "layout",
     "backend",
     "depth_tokens",
     "tokens",  # depth times batch
@@ -104,6 +105,7 @@ def _row(run: Run, record: Record, names: dict[tuple[str, str], str]) -> dict[st
         "panel": panel(record, names),
         "model": names[record.model.name, record.model.shape_id],
         "format": record.cache.format,
+        "layout": record.cache.layout,
         "backend": select.backend_name(record),
         "depth_tokens": record.trace.depth_tokens,
         "tokens": select.tokens_held(record),

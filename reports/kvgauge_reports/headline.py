@@ -5,35 +5,33 @@ Each function defines its figure exactly, so that it can be computed again from 
 device. Where nothing was counted the answer is empty or None: never zero, never an estimate. Of
 several counted records alike in setting, depth and backend the first of the run stands for all.
 "Complete" times of a setting and depth are counted times where no ok record was left out: what is
-called the fastest was compared with all that ran.
+called the fastest was compared with all that ran. Quotients of two records are in `ratios`.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Container, Iterable
 
 from kvgauge.schema import Record, Run
 from kvgauge_reports import select
 from kvgauge_reports.headline_types import (
     Best,
     BytesPerToken,
-    BytesSaved,
     Cells,
     Footprint,
     Headline,
-    Speedup,
     Steps,
 )
-from kvgauge_reports.select import Setting, backend_name, setting, timing
-
-PLAIN = "eager"
-FUSED = ("sdpa-flash", "flash-attn", "cpu")
-"""Backends that never write the scores to memory; the fastest that was measured speaks for them."""
-QUANTIZED = "int8"
-SIXTEEN_BIT = ("fp16", "bf16")
-"""What int8 is held against: bytes with the first that was measured, times with the fastest."""
+from kvgauge_reports.ratios import (
+    complete_times,
+    fastest,
+    fused_speedups,
+    pages_over_contiguous,
+    quantized_bytes,
+    quantized_speedups,
+)
+from kvgauge_reports.select import Setting, backend_name, setting
 
 
 def headline(run: Run) -> Headline:
@@ -42,8 +40,9 @@ def headline(run: Run) -> Headline:
         bytes_per_token=bytes_per_token(run),
         footprint=footprint(run),
         fused=fused_speedups(run),
-        int8_bytes=int8_bytes(run),
-        int8_time=int8_speedups(run),
+        quantized_bytes=quantized_bytes(run),
+        quantized_time=quantized_speedups(run),
+        pages=pages_over_contiguous(run),
         best=best_backends(run),
         steps=whole_steps(run),
         cells=cells(run),
@@ -84,61 +83,13 @@ def footprint(run: Run) -> Footprint | None:
     )
 
 
-def fused_speedups(run: Run) -> tuple[Speedup, ...]:
-    """For each setting, at the largest depth with a counted `attention` time of `eager` and a fused
-    backend: time_s.median of `eager` / the smallest of the fused ones there.
-    """
-    found = []
-    for depths in _times(run).values():
-        both = [d for d, at in depths.items() if PLAIN in at and not at.keys().isdisjoint(FUSED)]
-        if both:
-            at = depths[max(both)]
-            fused = _fastest(record for name, record in at.items() if name in FUSED)
-            found.append(_speedup(at[PLAIN], fused))
-    return tuple(found)
-
-
-def int8_bytes(run: Run) -> tuple[BytesSaved, ...]:
-    """For each setting in int8 that has a 16-bit twin (fp16, else bf16), at the largest depth with
-    counted records of scope `memory` of both: measured.kv_bytes of int8 / of the twin.
-    """
-    held: dict[Setting, dict[int, Record]] = {}
-    for record in _held(run):
-        held.setdefault(setting(record), {}).setdefault(record.trace.depth_tokens, record)
-    found = []
-    for key, depths in held.items():
-        twin = next(iter(_twins(key, held)), None)
-        common = depths.keys() & held[twin].keys() if twin else set[int]()
-        if twin and common:
-            quantized, plain = depths[max(common)], held[twin][max(common)]
-            found.append(BytesSaved(quantized, plain, _bytes(quantized) / _bytes(plain)))
-    return tuple(found)
-
-
-def int8_speedups(run: Run) -> tuple[Speedup, ...]:
-    """For each setting in int8 with a 16-bit twin (fp16, bf16), at the largest depth with complete
-    `attention` times of int8 and of every twin: the smallest time_s.median of all twins and backends
-    / the smallest of int8. Under 1: int8 is slower than the best that 16 bits do on this device.
-    """
-    times = _complete(run)
-    measured = {key for key, depths in _times(run).items() if depths}
-    found = []
-    for key, depths in times.items():
-        twins = [times.get(twin, {}) for twin in _twins(key, measured)]
-        common = depths.keys() & set.intersection(*(set(t) for t in twins)) if twins else set[int]()
-        if common:
-            plain = _fastest(r for twin in twins for r in twin[max(common)].values())
-            found.append(_speedup(plain, _fastest(depths[max(common)].values())))
-    return tuple(found)
-
-
 def best_backends(run: Run) -> tuple[Best, ...]:
     """For each setting, of its complete `attention` times at their largest depth the smallest
     time_s.median, with that record's ratio.floor and ratio.bandwidth.
     """
     found = []
-    for depths in _complete(run).values():
-        record = _fastest(depths[max(depths)].values())
+    for depths in complete_times(run).values():
+        record = fastest(depths[max(depths)].values())
         floor = record.ratio.floor if record.ratio else None
         bandwidth = record.ratio.bandwidth if record.ratio else None
         found.append(Best(record, _finite(floor), _finite(bandwidth)))
@@ -191,69 +142,7 @@ def untrusted_scopes(run: Run) -> frozenset[str]:
 
 
 def _held(run: Run) -> tuple[Record, ...]:
-    memory = select.of_scope(select.comparable(run), "memory")
-    return tuple(r for r in memory if select.held_bytes(r) and r.trace.depth_tokens > 0)
-
-
-def _times(run: Run) -> dict[Setting, dict[int, dict[str, Record]]]:
-    """setting -> depth -> backend -> record, of the counted `attention` times."""
-    found: dict[Setting, dict[int, dict[str, Record]]] = {}
-    for record in select.of_scope(select.comparable(run), "attention"):
-        if timing(record):
-            depths = found.setdefault(setting(record), {})
-            depths.setdefault(_depth(record), {}).setdefault(backend_name(record), record)
-    return found
-
-
-def _complete(run: Run) -> dict[Setting, dict[int, dict[str, Record]]]:
-    """`_times` at the depths where no ok record is left out: else the fastest may be missing."""
-    gaps = {
-        (setting(record), _depth(record))
-        for record, _ in select.excluded(run)
-        if record.scope == "attention" and record.status == "ok"
-    }
-    kept = {
-        key: {depth: backends for depth, backends in depths.items() if (key, depth) not in gaps}
-        for key, depths in _times(run).items()
-    }
-    return {key: depths for key, depths in kept.items() if depths}
-
-
-def _twins(key: Setting, known: Container[Setting]) -> list[Setting]:
-    twins = [key.in_format(name) for name in SIXTEEN_BIT] if key.format == QUANTIZED else []
-    return [twin for twin in twins if twin in known]
-
-
-def _speedup(slow: Record, fast: Record) -> Speedup:
-    a, b = timing(slow), timing(fast)
-    if a is None or b is None:
-        raise ValueError("a speed-up needs two times")
-    return Speedup(
-        slow=slow,
-        fast=fast,
-        ratio=a.median / b.median,
-        low=a.low / b.high,
-        high=a.high / b.low,
-        normalized=_normalized(slow, fast),
-    )
-
-
-def _normalized(slow: Record, fast: Record) -> float | None:
-    costs = []
-    for record in (slow, fast):
-        time, probe = timing(record), record.probe
-        if time is None or probe is None or not 0 < probe.read_bytes_per_s < math.inf:
-            return None
-        costs.append(time.median * probe.read_bytes_per_s)
-    return costs[0] / costs[1]
-
-
-def _fastest(records: Iterable[Record]) -> Record:
-    def median(record: Record) -> float:
-        time = timing(record)
-        return time.median if time else math.inf
-
-    return min(records, key=median)
+    return select.with_bytes(run, "memory")
 
 
 def _bytes(record: Record) -> int:

@@ -54,7 +54,7 @@ class Speedup:
 
 @dataclass(frozen=True, slots=True)
 class BytesSaved:
-    """Measured bytes of an int8 cache over those of a 16-bit one of the same tokens."""
+    """Measured bytes of a quantized cache over those of a 16-bit one of the same tokens."""
 
     quantized: Record
     plain: Record
@@ -100,8 +100,9 @@ class Headline:
     bytes_per_token: tuple[BytesPerToken, ...]
     footprint: Footprint | None
     fused: tuple[Speedup, ...]
-    int8_bytes: tuple[BytesSaved, ...]
-    int8_time: tuple[Speedup, ...]
+    quantized_bytes: tuple[BytesSaved, ...]
+    quantized_time: tuple[Speedup, ...]
+    pages: tuple[Speedup, ...]
     best: tuple[Best, ...]
     steps: tuple[Steps, ...]
     cells: Cells

@@ -28,9 +28,12 @@ class Names:
 
     def cache(self, record: Record) -> str:
         """The setting without the number of layers timed, and the format."""
+        return f"{self.place(record)} {fmt(record)}"
+
+    def place(self, record: Record) -> str:
+        """The setting without the number of layers timed, and without the format."""
         parts = self.setting(record).split(" · ")
-        kept = [part for part in parts if not part.endswith("layers timed")]
-        return f"{' · '.join(kept)} {fmt(record)}"
+        return " · ".join(part for part in parts if not part.endswith("layers timed"))
 
 
 def fmt(record: Record) -> str:
@@ -66,6 +69,15 @@ def verdict(speedup: Speedup) -> str:
         return "no difference shown"
     ratio = speedup.ratio if speedup.verdict == "faster" else 1 / speedup.ratio
     return f"{times(ratio)} {speedup.verdict}"
+
+
+def pace(speedup: Speedup) -> str:
+    """`1.7 times as fast`, `1.4 times as long`, or that the intervals do not show a difference."""
+    if speedup.verdict == "faster":
+        return f"{number(speedup.ratio, 2)} times as fast"
+    if speedup.verdict == "slower":
+        return f"takes {number(1 / speedup.ratio, 2)} times as long"
+    return "no difference in time shown"
 
 
 def interval(speedup: Speedup) -> str:

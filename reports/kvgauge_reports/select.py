@@ -6,9 +6,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from kvgauge.errors import UserError
+from kvgauge.formats import kv_format
 from kvgauge.schema import Record, Run, Timing
 
 STEP_SCOPES = ("step", "engine")
+SIXTEEN_BITS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +100,27 @@ def held_bytes(record: Record) -> int | None:
     return held if held and held > 0 and record.predicted.kv_bytes > 0 else None
 
 
+def with_bytes(run: Run, scope: str) -> tuple[Record, ...]:
+    """Counted records of a scope that hold bytes and tokens."""
+    found = of_scope(comparable(run), scope)
+    return tuple(r for r in found if held_bytes(r) and r.trace.depth_tokens > 0)
+
+
 def tokens_held(record: Record) -> int:
     """Tokens of the whole batch: what bytes a token divides by."""
     return record.trace.depth_tokens * record.trace.batch
 
 
 def backend_name(record: Record) -> str:
-    """The backend asked for; empty where the cell has none."""
-    return record.backend.name if record.backend else ""
+    """The backend asked for, also where it did not run; empty where the cell has none."""
+    if record.backend:
+        return record.backend.name
+    return (record.cell.backend or "") if record.cell else ""
+
+
+def is_quantized(name: str) -> bool:
+    """Whether the KV format takes fewer than 16 bits an element."""
+    try:
+        return kv_format(name).bits < SIXTEEN_BITS
+    except UserError:
+        return False

@@ -30,7 +30,8 @@ def test_six_lines_of_a_run() -> None:
     assert "1 oom" in lines[1]
     assert "327,680 bytes a token" in lines[2]
     assert "faster" in lines[3]
-    assert "the attention time of the fastest 16-bit one" in lines[4]
+    assert "int8 0.51 of the bytes, takes" in lines[4]
+    assert "against fp16 with sdpa-flash" in lines[4]
     assert "tokens/s" in lines[5]
     assert "no GPU" not in six_lines(make_run(GPU))[0]
 

@@ -106,8 +106,8 @@ def test_the_fastest_fused_backend_speaks(by: float, fastest: str) -> None:
 
 def test_int8_against_the_fastest_of_16_bits(run: Run) -> None:
     lines, head = counted(run), headline(run)
-    assert len(head.int8_time) == 3
-    for speedup in head.int8_time:
+    assert len(head.quantized_time) == 3
+    for speedup in head.quantized_time:
         model = speedup.fast.model.name
         fp16, bf16, quantized = (times(lines, model, f) for f in ("fp16", "bf16", "int8"))
         depth = max(fp16.keys() & bf16.keys() & quantized.keys())
@@ -115,7 +115,7 @@ def test_int8_against_the_fastest_of_16_bits(run: Run) -> None:
         expected = plain / min(quantized[depth].values())
         assert speedup.ratio == expected < 1
         assert speedup.verdict == "slower"
-    for saved in head.int8_bytes:
+    for saved in head.quantized_bytes:
         heads_dim = {"made-up-135m": 64}.get(saved.plain.model.name, 128)
         assert saved.ratio == pytest.approx((heads_dim + 2) / (2 * heads_dim))
 
@@ -163,7 +163,7 @@ def test_cells_of_a_troubled_run() -> None:
 def test_nothing_measured_gives_nothing() -> None:
     head = headline(empty_run())
     assert head.footprint is None
-    empty = (head.bytes_per_token, head.fused, head.int8_bytes, head.int8_time)
+    empty = (head.bytes_per_token, head.fused, head.quantized_bytes, head.quantized_time)
     assert not any((*empty, head.best, head.steps))
     assert head.cells.counted == 0
 
@@ -192,7 +192,7 @@ def test_no_fastest_where_a_time_is_flagged() -> None:
     head = headline(Run(run.manifest, records))
     depths = {(b.record.cache.format, b.record.trace.depth_tokens) for b in head.best}
     assert depths == {("fp16", 2048), ("bf16", 2048), ("int8", 4096)}
-    assert {s.fast.trace.depth_tokens for s in head.int8_time} == {2048}
+    assert {s.fast.trace.depth_tokens for s in head.quantized_time} == {2048}
     assert head.untrusted_scopes == {"attention"}
 
 

@@ -1,13 +1,15 @@
-"""Time of one decode step's attention against depth: each backend, int8, and the floor."""
+"""Time of one decode step's attention against depth: each backend, quantized formats, the floor."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from kvgauge_reports.figures import style
+from kvgauge_reports.figures import looks, style
 from kvgauge_reports.figures.style import Figure, Series, numbers
-from kvgauge_reports.headline import QUANTIZED, SIXTEEN_BIT
+from kvgauge_reports.ratios import SIXTEEN_BIT
+from kvgauge_reports.select import is_quantized
 from kvgauge_reports.text import plural
 
 if TYPE_CHECKING:
@@ -17,15 +19,10 @@ if TYPE_CHECKING:
 
 MAX_FIGURES = 4
 _MS = 1e3
-# The same look wherever a backend appears; others take what is left of the cycle.
-_COLOR = {
-    "eager": style.RED,
-    "sdpa-math": style.ORANGE,
-    "sdpa-flash": style.BLUE,
-    "cpu": style.INK,
-}
-_MARKER = {"eager": "s", "sdpa-math": "^", "sdpa-flash": "o", "cpu": "v", "cpu-q8": "P"}
-_QUANTIZED_LOOK = (style.GREEN, "D")
+_STEP, _MOST_ABREAST = 1.03, 12
+_MARKER_PT = 4.5
+_PANEL_PT = 130.0
+"""About how high the axes of a panel are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +32,28 @@ class Panel:
     title: str
     times: tuple[Series, ...]
     floors: tuple[Series, ...]
+    by_format: bool = False
+    """Whether a quantized format is one line, of its fastest backend, and its marker tells it."""
 
 
 def panels(frame: pd.DataFrame, at_most: int | None = None) -> list[Panel]:
     """One panel a setting of scope `attention`, in the run's order; the first `at_most` of them.
 
-    It shows one plain format (fp16, else bf16, else the first measured) and int8 beside it: time_s
-    medians and intervals in seconds against depth_tokens, records that do not count included and
-    marked as such. The floor of a format is the median of its counted records' floor_s at a depth.
+    It shows one plain format (fp16, else bf16, else the first measured) and the quantized ones beside
+    it: time_s medians and intervals in seconds against depth_tokens, records that do not count included
+    and marked as such. Where the run has several quantized formats, of each the fastest backend alone.
+    The floor of a format is the median of its counted records' floor_s at a depth.
     """
     timed = _timed(frame)
     titles = _titles(timed)[:at_most]
     found = []
+    by_format = sum(map(is_quantized, timed["format"].unique())) > 1
     for title, rows in timed[timed["panel"].isin(titles)].groupby("panel", sort=False):
         shown = rows[rows["format"].isin(_formats(list(rows["format"].unique())))]
-        times = tuple(_times(part) for _, part in _by(shown, "format", "backend"))
+        drawn = _fastest_quantized(shown) if by_format else shown
+        times = tuple(_times(part) for _, part in _by(drawn, "format", "backend"))
         floors = tuple(_floor(part) for _, part in _by(shown, "format"))
-        found.append(Panel(str(title), times, tuple(f for f in floors if f.x)))
+        found.append(Panel(str(title), times, tuple(f for f in floors if f.x), by_format))
     return found
 
 
@@ -74,6 +76,10 @@ def _figure(page: list[Panel], n: int, of: int, hidden: int) -> Figure:
     every = [*(s for panel in page for s in panel.times), *(s for p in page for s in p.floors)]
     labels = list(dict.fromkeys(s.label for s in sorted(every, key=_rank)))
     wide, narrow = style.both_sizes(draw, len(page), labels)
+    small = ", mostly smaller than the marker" if _mostly_small(page) else ""
+    best = " Of each quantized format the fastest backend is drawn." if page[0].by_format else ""
+    one = any(len({x for s in panel.times for x in s.x}) == 1 for panel in page)
+    abreast = " A single depth is drawn with its points side by side." if one else ""
     more = f" {plural(hidden, 'setting')} more in the table." if hidden and n == of else ""
     part = f" ({n} of {of})" if of > 1 else ""
     return Figure(
@@ -82,9 +88,9 @@ def _figure(page: list[Panel], n: int, of: int, hidden: int) -> Figure:
         caption=(
             "Milliseconds for the attention of one decode step over the timed layers, against "
             "tokens in the cache; both axes logarithmic, lower is faster. Bars are the 95% "
-            "interval of the median, mostly smaller than the marker. Dashed: the floor, the "
+            f"interval of the median{small}. Dashed: the floor, the "
             "formula's bytes over the bandwidth that the probe read beside the samples. Hollow: "
-            f"flagged, not compared. Formats not drawn are in the table.{more}"
+            f"flagged, not compared.{abreast}{best} What is not drawn is in the table.{more}"
         ),
         alt=" ".join(_sentence(panel) for panel in page),
         wide=wide,
@@ -93,19 +99,21 @@ def _figure(page: list[Panel], n: int, of: int, hidden: int) -> Figure:
 
 
 def _draw(ax: Axes, panel: Panel) -> None:
-    for series in panel.times:
-        color, marker = look(series)
+    places = _side_by_side(panel)
+    at_format = {s.variant: place for s, place in zip(panel.times, places, strict=True)}
+    for series, place in zip(panel.times, places, strict=True):
+        color, marker = look(series, by_format=panel.by_format)
+        x = tuple(depth * place for depth in series.x)
         y, low, high = (
             tuple(v * _MS for v in part) for part in (series.y, series.low, series.high)
         )
-        ms = replace(series, y=y, low=low, high=high)
-        style.plot(ax, ms, color, marker)
+        style.plot(ax, replace(series, x=x, y=y, low=low, high=high), color, marker)
     for series in panel.floors:
-        quantized = series.variant == QUANTIZED
+        quantized = is_quantized(series.variant)
         ax.plot(
-            series.x,
+            [depth * at_format.get(series.variant, 1.0) for depth in series.x],
             [y * _MS for y in series.y],
-            color=_QUANTIZED_LOOK[0] if quantized else style.GREY,
+            color=looks.of_format(series.variant)[0] if quantized else style.GREY,
             linestyle=style.DASHES[2] if quantized else style.DASHES[1],
             marker="_" if len(series.x) == 1 else "",
             label=series.label,
@@ -116,6 +124,14 @@ def _draw(ax: Axes, panel: Panel) -> None:
     ax.set_title(style.wrapped(panel.title))
     ax.set_xlabel("tokens in the cache")
     ax.set_ylabel("ms a step")
+
+
+def _side_by_side(panel: Panel) -> list[float]:
+    """Factors of x: where there is one depth alone, points would lie upon each other."""
+    count = len(panel.times)
+    if len({x for series in panel.times for x in series.x}) > 1:
+        return [1.0] * count
+    return [_STEP ** (i - (count - 1) / 2) if count <= _MOST_ABREAST else 1.0 for i in range(count)]
 
 
 def _timed(frame: pd.DataFrame) -> pd.DataFrame:
@@ -160,27 +176,55 @@ def _by(rows: pd.DataFrame, *columns: str) -> list[tuple[object, pd.DataFrame]]:
 
 
 def _formats(measured: list[str]) -> list[str]:
+    quantized = [f for f in measured if is_quantized(f)]
     plain = [f for f in SIXTEEN_BIT if f in measured]
-    plain += [f for f in measured if f not in SIXTEEN_BIT and f != QUANTIZED]
-    return [*plain[:1], QUANTIZED]
+    plain += [f for f in measured if f not in SIXTEEN_BIT and f not in quantized]
+    return [*plain[:1], *quantized]
 
 
-def look(series: Series) -> tuple[str, str]:
-    """Color and marker of a backend and format, in every figure."""
-    if series.variant == QUANTIZED:
-        return _QUANTIZED_LOOK[0], _MARKER.get(series.group, _QUANTIZED_LOOK[1])
-    if series.group in _COLOR:
-        return _COLOR[series.group], _MARKER[series.group]
-    # By name, so that a backend looks alike in every panel and every run.
-    place = sum(series.group.encode()) % 3
-    return (style.PINK, style.SKY, style.INK)[place], style.MARKERS[4 + place]
+def _fastest_quantized(rows: pd.DataFrame) -> pd.DataFrame:
+    """Plain formats whole; of each other the backend that is fastest at its largest counted depth."""
+    kept = []
+    for fmt, part in rows.groupby("format", sort=False):
+        counted = part[part["counted"].astype(bool)]
+        if is_quantized(str(fmt)) and len(counted):
+            deepest = counted[counted["depth_tokens"] == counted["depth_tokens"].max()]
+            best = deepest.loc[deepest["time_s"].astype(float).idxmin(), "backend"]
+            kept += list(part.index[part["backend"] == best])
+        else:
+            kept += list(part.index)
+    return rows.loc[sorted(kept)]
+
+
+def _mostly_small(page: list[Panel]) -> bool:
+    """Whether over half of the intervals are no higher than a marker, as near as the axes are known."""
+    small = []
+    for panel in page:
+        ends = [
+            *(y for s in panel.times for y in (*s.low, *s.high)),
+            *(y for f in panel.floors for y in f.y),
+        ]
+        decades = math.log(max(ends) / min(ends))
+        for series in panel.times:
+            for low, high in zip(series.low, series.high, strict=True):
+                small.append(math.log(high / low) * _PANEL_PT <= _MARKER_PT * decades)
+    return sum(small) * 2 > len(small)
+
+
+def look(series: Series, *, by_format: bool) -> tuple[str, str]:
+    """Colour and marker: of the backend; of a quantized format too, or alone."""
+    if not is_quantized(series.variant):
+        return looks.of_backend(series.group)
+    if by_format:
+        return looks.of_format(series.variant)
+    return looks.of_backend_in(series.variant, series.group)
 
 
 def _rank(series: Series) -> tuple[bool, bool, int]:
-    """Plain backends, then the fused, then int8, then floors."""
-    known = list(_COLOR)
+    """Plain backends, then the fused, then quantized formats, then floors."""
+    known = looks.PLAIN_ORDER
     place = known.index(series.group) if series.group in known else len(known)
-    return (series.group == "floor", series.variant == QUANTIZED, place)
+    return (series.group == "floor", is_quantized(series.variant), place)
 
 
 def _sentence(panel: Panel) -> str:

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from kvgauge_reports.figures import style
-from kvgauge_reports.figures.decode import look
+from kvgauge_reports.figures import looks, style
 from kvgauge_reports.figures.style import Figure, Series, numbers
-from kvgauge_reports.text import number, plural
+from kvgauge_reports.text import number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 _GIGA = 1e9
+_MARK = ", "
+"""Between a format and the layout of its cache, where that is not contiguous."""
 _WIDER = 4.0
 """How far the roof is drawn to either side of the points."""
 
@@ -35,17 +36,18 @@ class Roof:
 
 
 def points(frame: pd.DataFrame) -> list[Series]:
-    """For each backend and format FLOPs a second against FLOPs a byte moved, at each setting's largest depth.
+    """For each backend, format and layout FLOPs a second against FLOPs a byte moved, at each setting's
+    largest depth.
 
     Counted records of scope `attention`; both numbers are the prediction's, over the time measured.
     """
     rows = _deepest(frame)
     found = []
-    for (backend, fmt), part in rows.groupby(["backend", "format"], sort=False):
+    for (backend, fmt, layout), part in rows.groupby(["backend", "format", "layout"], sort=False):
         found.append(
             Series(
                 str(backend),
-                str(fmt),
+                str(fmt) if layout == "contiguous" else f"{fmt}{_MARK}{layout}",
                 numbers(part["flops"] / part["moved_bytes"]),
                 numbers(part["flops"] / part["time_s"]),
             )
@@ -93,7 +95,8 @@ def figures(frame: pd.DataFrame) -> list[Figure]:
                     if dots
                     else ""
                 )
-                + ". Decode lies on the slope: few operations a byte. A point above the slope was "
+                + ". Colour is the backend, the marker the format; hollow: pages. Decode lies on the "
+                "slope: few operations a byte. A point above the slope was "
                 "measured while memory was faster than at the median."
             ),
             alt=_alt(drawn, above),
@@ -127,9 +130,17 @@ def _draw(ax: Axes, drawn: list[Series], above: Roof) -> None:
         y = [above.at(x, ceiling_per_s) / _GIGA for x in steps]
         ax.plot(steps, y, color=style.GREY, linestyle=dash, label=label, zorder=1)
     for series in drawn:
-        color, marker = look(series)
-        y = [value / _GIGA for value in series.y]
-        ax.plot(series.x, y, color=color, marker=marker, linestyle="", label=series.label)
+        color, _ = looks.of_backend(series.group)
+        fmt, *other_layout = series.variant.split(_MARK)
+        ax.plot(
+            series.x,
+            [value / _GIGA for value in series.y],
+            color=color,
+            marker=looks.of_format(fmt)[1],
+            markerfacecolor="white" if other_layout else color,
+            linestyle="",
+            label=series.label,
+        )
     ax.set_xscale("log")
     style.plain_log_axis(ax, "x")
     style.plain_log_axis(ax)
@@ -146,6 +157,4 @@ def _alt(drawn: list[Series], above: Roof) -> str:
         shares = [y / above.at(x, ceiling) for x, y in zip(series.x, series.y, strict=True)]
         best[series.label] = max(shares)
     said = ", ".join(f"{label} {share:.0%}" for label, share in best.items())
-    return (
-        f"Share of the roof that the best point of {plural(len(best), 'backend')} reached: {said}."
-    )
+    return f"Share of the roof that the best point of each backend and format reached: {said}."

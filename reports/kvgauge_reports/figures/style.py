@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 BLUE, RED, GREEN, ORANGE, PINK, SKY, INK = (
     "#0072B2", "#D55E00", "#007A5A", "#B87A00", "#B0528C", "#3A8FC2", "#222222",
 )  # fmt: skip
+VIOLET, BROWN = "#5B4BB7", "#7A4A1E"
 GREY = "#6B7075"
 CYCLE = (BLUE, RED, GREEN, ORANGE, PINK, SKY, INK)
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
