@@ -80,7 +80,9 @@ def measure(job: Job, context: Context) -> Outcome:
     try:
         return job.suite.measure(job.plan, context)
     except UnsupportedLayout as error:
-        return Outcome("unsupported", job.suite.predict(job.plan), "layout", _one_line(error))
+        return Outcome(
+            "unsupported", job.suite.predict(job.plan), "layout", _one_line(error.detail)
+        )
     except Exception as error:  # one cell must not end the others
         if _out_of_memory(error):
             return Outcome("oom", job.suite.predict(job.plan), "out_of_memory", _one_line(error))
@@ -101,7 +103,7 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(said in str(error) for said in _OUT_OF_MEMORY)
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: BaseException | str) -> str:
     return " ".join(str(error).split())[:_MAX_REASON_CHARS]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum
 
 
@@ -25,14 +26,26 @@ class UnsupportedLayout(UserError):
     """A model whose cache layout is not known: refused by the field that says so, never guessed."""
 
     def __init__(self, field: str, value: object, hint: str = "") -> None:
-        text = f"unsupported layout: {short(field, 120)}={short(value)}"
-        super().__init__(f"{text} ({hint})" if hint else text)
+        found = f"{short(field, 120)}={short(value)}"
+        self.detail = f"{found} ({hint})" if hint else found
+        """The message without its first words, for where those are said already."""
+        super().__init__(f"unsupported layout: {self.detail}")
         self.field = field
         self.value = value
 
 
 class NotComparable(Exception):
     """Two results that must not be compared, or nothing to compare with; exit code 3."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`did you mean fp8_e4m3 or fp8_e5m2?` for a name that begins some, or is close to some; else empty."""
+    import difflib  # only where a name is wrong
+
+    names, text = list(known), name[:80].lower()
+    close = [each for each in names if len(text) > 1 and each.startswith(text)]
+    close = close or difflib.get_close_matches(text, names, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(close)}?" if close else ""
 
 
 def short(value: object, limit: int = 80) -> str:
