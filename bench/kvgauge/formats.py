@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from kvgauge.errors import UserError, short
+from kvgauge.errors import UserError, did_you_mean, short
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,11 @@ def kv_format(name: str) -> KVFormat:
     base, _, group = name.partition("-g")
     known = FORMATS.get(base)
     if known is None or not known.grouped_name:
-        raise UserError(f"unknown KV format '{short(name)}': one of {', '.join(FORMATS)}")
+        hint = did_you_mean(name, FORMATS)
+        raise UserError(
+            f"unknown KV format '{short(name)}': {hint or 'one of'} "
+            + (f"({', '.join(FORMATS)})" if hint else ", ".join(FORMATS))
+        )
     if not (
         group.isascii() and group.isdigit() and len(group) < 5 and 1 <= int(group) <= MAX_GROUP
     ):

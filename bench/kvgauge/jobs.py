@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
-from kvgauge.errors import UserError, short
+from kvgauge.errors import UserError, did_you_mean, short
 from kvgauge.formats import kv_format
 from kvgauge.schema import CacheState, Launch
 from kvgauge.shapes.resolve import resolve
@@ -15,6 +15,7 @@ from kvgauge.suites.profiles import Profile, profile
 from kvgauge.suites.table import suites
 from kvgauge.suites.types import CellPlan, Request, Suite
 from kvgauge.traces.types import Trace
+from kvgauge_kernels import BACKENDS
 from kvgauge_kernels.stored import STORED_FORMATS, is_stored
 
 MAX_BATCH = 1_000_000
@@ -95,6 +96,7 @@ def list_jobs(options: Options, device_kind: str) -> Jobs:
     for name in options.suites:
         if name not in table:
             raise UserError(f"unknown suite {name!r}: one of {', '.join(table)}")
+    _check_backend_names(options.backends, table.values())
     active = [s for s in table.values() if not options.suites or s.name in options.suites]
     left_out: dict[str, str] = {}
     jobs: list[Job] = []
@@ -112,6 +114,8 @@ def list_jobs(options: Options, device_kind: str) -> Jobs:
     # A model or a depth named twice is one cell.
     jobs = list({job.plan.cell.cell_id: job for job in jobs}.values())
     _check_backends(options.backends, jobs)
+    if options.page_sizes:
+        left_out |= _without_pages(jobs)
     if not jobs:
         why = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise UserError(f"no cell matches this choice{f' ({why})' if why else ''}")
@@ -149,6 +153,29 @@ def _request(
         page_sizes=options.page_sizes,
         launches=options.launches or _launches(chosen, device_kind),
     )
+
+
+def _check_backend_names(backends: tuple[str, ...], table: Iterable[Suite]) -> None:
+    known = [name for suite in table for name in suite.backends()]
+    for name in backends:
+        # The oracle is in no suite's list, and may be asked for by name.
+        if name not in known and name not in BACKENDS:
+            hint = did_you_mean(name, known)
+            raise UserError(
+                f"unknown backend '{short(name)}': {hint or 'one of'} "
+                + (f"({', '.join(known)})" if hint else ", ".join(known))
+            )
+
+
+def _without_pages(jobs: Sequence[Job]) -> dict[str, str]:
+    """The backends of these cells that read contiguous caches alone, while pages were asked for."""
+    used = dict.fromkeys(job.plan.cell.backend for job in jobs if job.plan.cell.backend)
+    reads = {name: BACKENDS[name].layouts for name in used if name in BACKENDS}
+    return {
+        f"{name} in pages": "reads contiguous caches alone"
+        for name, layouts in reads.items()
+        if "paged" not in layouts
+    }
 
 
 def _check_backends(backends: tuple[str, ...], jobs: Sequence[Job]) -> None:

@@ -16,9 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvgauge.errors import UserError, short
-from kvgauge.formats import kv_format
+from kvgauge.errors import UserError, did_you_mean, short
+from kvgauge.formats import FORMATS, kv_format
 from kvgauge.formula.hardware import gpu_named
+from kvgauge.shapes.resolve import resolve
 from kvgauge.traces.axis import parse_count
 from kvgauge.units import GB
 
@@ -94,7 +95,12 @@ def _change(part: str) -> tuple[str, Any]:
         raise UserError("--compare: an empty name; a KV format, a card, a model or KEY=VALUE")
     if _known(kv_format, part):
         return "kv_format", part
-    return ("gpu" if _known(gpu_named, part) else "model"), part
+    if _known(gpu_named, part):
+        return "gpu", part
+    hint = did_you_mean(part, FORMATS)
+    if hint and not _known(resolve, part):
+        raise UserError(f"--compare '{short(part)}': no KV format, card or model; {hint}")
+    return "model", part
 
 
 def _known(lookup: Callable[[str], object], name: str) -> bool:

@@ -235,6 +235,17 @@ def test_an_option_that_cannot_be_is_refused(wrong: dict[str, float]) -> None:
         jobs.Options(**wrong)  # type: ignore[arg-type]
 
 
+def test_a_backend_without_pages_is_said_where_pages_were_asked_for() -> None:
+    chosen = {"suites": ("decode",), "kv_formats": ("fp16",), "think_tokens": (40,)}
+    paged = jobs.list_jobs(jobs.Options(**chosen, page_sizes=(16,)), "cpu")  # type: ignore[arg-type]
+    why = paged.left_out["eager in pages"]
+    assert why == "reads contiguous caches alone"
+    backends = {job.plan.cell.backend for job in paged.jobs if job.plan.cell.page_size}
+    assert not {f"{name} in pages" for name in backends} & paged.left_out.keys()
+    whole = jobs.list_jobs(jobs.Options(**chosen), "cpu")  # type: ignore[arg-type]
+    assert not [name for name in whole.left_out if name.endswith("in pages")]
+
+
 def test_a_suite_without_a_fitting_cell_is_said() -> None:
     listed = jobs.list_jobs(jobs.Options(think_tokens=(10,)), "cpu")
     assert {job.suite.name for job in listed.jobs} == {"footprint", "decode"}

@@ -51,6 +51,10 @@ class Decode:
     def __init__(self) -> None:
         self._expected: tuple[tuple[str, int], Expected] | None = None
 
+    def backends(self) -> tuple[str, ...]:
+        """All but the oracle."""
+        return tuple(name for name in BACKENDS if _timed(name))
+
     def missing(self, device_kind: str) -> dict[str, str]:
         """Backends that this machine cannot run."""
         device = torch.device(device_kind)

@@ -38,6 +38,10 @@ class Footprint:
 
     name = "footprint"
 
+    def backends(self) -> tuple[str, ...]:
+        """None: a footprint is held and not read."""
+        return ()
+
     def missing(self, device_kind: str) -> dict[str, str]:
         """Nothing: every device has memory."""
         del device_kind

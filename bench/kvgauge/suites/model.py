@@ -56,6 +56,10 @@ class Model:
         self._engines: dict[str, Engine] = {}
         self._session: tuple[tuple[str, ...], Session] | None = None
 
+    def backends(self) -> tuple[str, ...]:
+        """Either attention of transformers."""
+        return tuple(_ATTENTION)
+
     def missing(self, device_kind: str) -> dict[str, str]:
         """The suite needs transformers and the weights."""
         del device_kind

@@ -98,6 +98,10 @@ class Suite(Protocol):
         """What `--suite` takes."""
         ...
 
+    def backends(self) -> tuple[str, ...]:
+        """What `--backend` takes for this suite, whether the machine has it or not."""
+        ...
+
     def missing(self, device_kind: str) -> dict[str, str]:
         """What of this suite the machine cannot run at all: name to reason."""
         ...
