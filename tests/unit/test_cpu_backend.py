@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -320,3 +321,44 @@ def test_bound_forked_and_other_threads(code: str, variables: dict[str, str]) ->
         timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("dim", [512, 528, 576])
+def test_sums_of_the_largest_numbers_of_int8_fit(level: str, dim: int) -> None:
+    """A flat query along flat rows: random numbers never come near."""
+    codes = torch.full((1, 1, 20, dim), 127, dtype=torch.int8)
+    scale = torch.full((1, 1, 20), 0.001, dtype=torch.float16)
+    codes[0, 0, 3] = -127
+    v = codes[..., :64].clone()
+    view = KVView(codes, v, "int8", scale, scale)
+    q = torch.ones(1, 2, dim)
+    assert error(BACKENDS["cpu"].decode(q, view), oracle_decode(q, view)) < 1e-3
+
+
+@pytest.mark.parametrize("fmt", ["int4", "int2"])
+def test_groups_of_one_token_may_have_any_stride(level: str, fmt: str) -> None:
+    view = make_view(fmt, tokens=1, k_dim=128)
+    odd: dict[str, Any] = {}
+    for name in ("k_scale", "v_scale", "k_zero", "v_zero"):
+        side = getattr(view, name)
+        odd[name] = torch.empty(*side.shape[:2], side.shape[3], 1).half().transpose(2, 3)
+        odd[name].copy_(side)
+    q = make_query(view, 2, torch.float32)
+    expected = oracle_decode(q, view)
+    assert error(BACKENDS["cpu"].decode(q, replace(view, **odd)), expected) < 1e-3
+
+
+def test_heads_read_together_need_little_stack() -> None:
+    """Its own thread, as small as a server's may be."""
+    rows = torch.randint(-127, 128, (1, 300, 8, 576), dtype=torch.int8).transpose(1, 2)
+    scale = torch.full((1, 8, 300), 0.01, dtype=torch.float16)
+    view = KVView(rows, rows, "int8", scale, scale)
+    q, found = torch.randn(1, 8, 576), []
+    before = threading.stack_size(256 * 1024)
+    try:
+        thread = threading.Thread(target=lambda: found.append(BACKENDS["cpu"].decode(q, view)))
+        thread.start()
+        thread.join()
+    finally:
+        threading.stack_size(before)
+    assert error(found[0], oracle_decode(q, view)) < 1e-3

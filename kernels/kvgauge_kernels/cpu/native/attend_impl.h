@@ -10,6 +10,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <memory>
+#include <new>
 #include <type_traits>
 
 #include "attend.h"
@@ -202,13 +204,30 @@ KVGAUGE_INLINE void for_tiles(int group, Do each) {
   if (group - first == 1) each(std::integral_constant<int, 1>(), first);
 }
 
+// Room for some of them, kept by each thread: more than the stack of some threads holds.
+template <class Arithmetic>
+Arithmetic* room_for(int64_t count) {
+  struct Free {
+    void operator()(Arithmetic* at) const { ::operator delete(at, std::align_val_t{alignof(Arithmetic)}); }
+  };
+  thread_local std::unique_ptr<Arithmetic, Free> memory;
+  thread_local int64_t held = 0;
+  if (held < count) {
+    memory.reset();
+    const std::align_val_t alignment{alignof(Arithmetic)};
+    memory.reset(static_cast<Arithmetic*>(::operator new(sizeof(Arithmetic) * static_cast<size_t>(count), alignment)));
+    held = count;
+  }
+  return memory.get();
+}
+
 template <class Isa, class Arithmetic>
 void attend(const Problem& p, const Task& task, Parts parts, int64_t apart) {
   const int k_dim = Arithmetic::k_dim(p), stride = Arithmetic::row_stride(p);
   const int heads_in_tiles = tiled(p.group);
   // Scores in powers of two: exp2 needs no more multiplication.
   const float by = 1.4426950408889634f / std::sqrt(static_cast<float>(k_dim));
-  Arithmetic arithmetic[kMaxTaskHeads];
+  Arithmetic* const arithmetic = room_for<Arithmetic>(task.heads);
   for (int64_t i = 0; i < task.heads; ++i) {
     alignas(64) float query[kMaxGroup * kMaxHeadDim];
     std::memset(query, 0, sizeof(float) * kMaxGroup * k_dim);

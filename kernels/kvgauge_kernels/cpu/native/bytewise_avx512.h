@@ -32,7 +32,8 @@ struct Bytewise {
     std::memset(q, Bytes == 2 ? 0 : 128, sizeof(q));
     for (int g = 0; g < kMaxGroup; ++g) {
       const float* row = scaled + g * dims;
-      const Rounding rounding(row, dims, kSteps);
+      // 512 products of 127 and 32767 fit into 32 bits.
+      const Rounding rounding(row, dims, Bytes == 2 && dims > 512 ? kSteps / 2 : kSteps);
       q_step[g] = rounding.step;
       const __m512 by = _mm512_set1_ps(rounding.by);
       for (int d = 0; d < dims && g < tiled(p.group); d += 16) {

@@ -49,9 +49,10 @@ struct Scales {
 
   // From token by token to group by group, from token `at` on.
   static KVGAUGE_INLINE void split(Halves from, int tokens, uint16_t (&to)[kMaxGroups][kBlock], int at) {
-    if (from.stride == 2 && tokens == 16) {  // the page size that is usual
+    // Of one token the stride may be anything, also that of one scale.
+    if (from.groups == 1 && from.stride == 2 && tokens == 16) {  // the page size that is usual
       std::memcpy(to[0] + at, from.first, 2 * 16);
-    } else if (from.stride == 2) {
+    } else if (from.groups == 1 && from.stride == 2) {
       std::memcpy(to[0] + at, from.first, 2 * static_cast<size_t>(tokens));
     } else if (from.stride == 4 && from.groups == 2) {
       // Told apart, so that the compiler takes many at a time.
