@@ -30,7 +30,7 @@ def append(view: KVView, k: torch.Tensor, v: torch.Tensor) -> KVView:
             )
     if view.shares_rows and not torch.equal(k[..., : view.v_dim], v):
         raise ValueError(f"v must be the first {view.v_dim} elements of k, in whose rows it lies")
-    outer, inside = _places(view, torch.tensor(view.lengths, device=view.k.device)[:, None])
+    outer, inside = _written(view, torch.tensor(view.lengths, device=view.k.device)[:, None])
     new = {**_named("k", quantize(k, view.format)), **_named("v", quantize(v, view.format))}
     for name, tensor in view.stored_tensors().items():
         # An index on both sides of a slice comes first: [batch, kv_heads, ...].
@@ -42,11 +42,11 @@ def keep(view: KVView, kept: torch.Tensor) -> KVView:
     """Eviction: move the tokens that stay to the front, in place; returns the shorter view.
 
     kept: int64 `[batch, n]`, the positions that stay, rising in each row. K/V heads keep the same
-    tokens. Raises ValueError for positions that do not rise or are not there.
+    tokens. Raises ValueError for positions that do not rise or are not there, and where sequences share
+    the pages that would be written.
     """
     lengths = torch.tensor([view.length(b) for b in range(view.batch)], device=kept.device)
-    if kept.is_floating_point() or kept.dtype == torch.bool:
-        raise ValueError(f"kept must be int64 positions, not {kept.dtype}")
+    _whole_numbers("kept", kept)
     if kept.dim() != 2 or kept.shape[0] != view.batch or not kept.shape[1]:
         raise ValueError(f"kept must be [{view.batch}, at least 1]: {list(kept.shape)}")
     if bool((kept[:, 1:] <= kept[:, :-1]).any() or (kept[:, 0] < 0).any()):
@@ -56,7 +56,7 @@ def keep(view: KVView, kept: torch.Tensor) -> KVView:
     n = kept.shape[1]
     outer_from, inside_from = _places(view, kept)
     front = torch.arange(n, device=kept.device).expand(view.batch, n)
-    outer_to, inside_to = _places(view, front)
+    outer_to, inside_to = _written(view, front)
     for tensor in view.stored_tensors().values():
         tensor[outer_to, :, inside_to] = tensor[outer_from, :, inside_from]
     return replace(view, lengths=(n,) * view.batch)
@@ -70,6 +70,10 @@ def copy_pages(view: KVView, source: torch.Tensor, target: torch.Tensor) -> None
     """
     if view.layout != "paged":
         raise ValueError("only a paged cache has pages")
+    for name, pages in (("source", source), ("target", target)):
+        _whole_numbers(name, pages)
+        if pages.dim() != 1 or (pages.numel() and not _all_pages(view, pages)):
+            raise ValueError(f"{name} must be [n] pages below {view.k.shape[0]}: {pages.tolist()}")
     if source.shape != target.shape or len(set(target.tolist())) != target.numel():
         raise ValueError("as many pages to copy as to copy onto, each of those once")
     for tensor in view.stored_tensors().values():
@@ -79,6 +83,32 @@ def copy_pages(view: KVView, source: torch.Tensor, target: torch.Tensor) -> None
 def _named(name: str, rows: Rows) -> dict[str, torch.Tensor]:
     sides = {name: rows.codes, f"{name}_scale": rows.scale, f"{name}_zero": rows.zero}
     return {key: side for key, side in sides.items() if side is not None}
+
+
+def _whole_numbers(name: str, numbers: torch.Tensor) -> None:
+    if numbers.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"{name} must be int64 or int32 positions, not {numbers.dtype}")
+
+
+def _all_pages(view: KVView, pages: torch.Tensor) -> bool:
+    return bool(((pages >= 0) & (pages < view.k.shape[0])).all())
+
+
+def _written(view: KVView, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`_places` that may be written: pages that are there, and none of two sequences."""
+    outer, inside = _places(view, positions)
+    if view.block_table is None:
+        shared = view.batch > 1 and view.k.stride(0) == 0
+    else:
+        pages = [set(row) for row in outer.tolist()]
+        used = set().union(*pages)
+        missing = used.difference(range(view.k.shape[0]))
+        if missing:
+            raise ValueError(f"a page that would be written is not there: {sorted(missing)}")
+        shared = len(used) < sum(len(each) for each in pages)
+    if shared:
+        raise ValueError("two sequences would write the same place: copy what they share first")
+    return outer, inside
 
 
 def _places(view: KVView, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -28,7 +28,9 @@ def merged(
     """The part that several parts of the same sequences are together; the tokens must not overlap."""
     results, sums = (torch.stack(x) for x in zip(*parts, strict=True))
     total = torch.logsumexp(sums, dim=0)
-    return ((sums - total).exp().unsqueeze(-1) * results).sum(dim=0), total
+    # A part all of whose scores are -inf has no weight, whatever its result is.
+    shares = (sums - total).exp().masked_fill(sums == -torch.inf, 0.0).unsqueeze(-1)
+    return torch.where(shares == 0, 0.0, shares * results).sum(dim=0), total
 
 
 def shared_prefix_decode(

@@ -137,5 +137,34 @@ def test_latents_are_written_once(fmt: str) -> None:
 
 
 def test_a_mask_is_no_positions() -> None:
-    with pytest.raises(ValueError, match=r"int64 positions, not torch\.bool"):
+    with pytest.raises(ValueError, match=r"int32 positions, not torch\.bool"):
         keep(make_view("fp32", tokens=4), torch.ones(2, 4, dtype=torch.bool))
+
+
+def test_what_two_sequences_share_is_not_written() -> None:
+    view = in_pages()
+    assert view.block_table is not None
+    shared = view.block_table.clone()
+    shared[1, 0] = shared[0, 0]
+    forks = replace(view, block_table=shared, lengths=(3, 3))
+    with pytest.raises(ValueError, match="two sequences would write the same place"):
+        append(forks, ROW, ROW)
+    with pytest.raises(ValueError, match="two sequences would write the same place"):
+        keep(forks, torch.tensor([[0, 1], [0, 2]]))
+    whole = make_view("fp32", tokens=4)
+    wide = replace(whole, k=whole.k[:1].expand(2, -1, -1, -1), lengths=(1, 1))
+    with pytest.raises(ValueError, match="two sequences would write the same place"):
+        append(wide, ROW, ROW)
+
+
+@pytest.mark.parametrize("page", [-1, 99])
+def test_a_page_that_is_not_there_is_not_written(page: int) -> None:
+    view = in_pages()
+    assert view.block_table is not None
+    table = view.block_table.clone()
+    table[0, 1] = page  # beyond the first page's tokens: never read
+    with pytest.raises(ValueError, match="is not there"):
+        append(replace(view, block_table=table, lengths=(SIZE, 1)), ROW, ROW)
+    for pages in (torch.tensor([page]), torch.tensor([0.0]), torch.tensor([[0]])):
+        with pytest.raises(ValueError, match=r"source must be"):
+            copy_pages(view, pages, torch.tensor([0]))

@@ -119,3 +119,13 @@ def test_what_holds_no_latents() -> None:
         latent_view(torch.zeros(1, 5, 576), 600, "fp32")
     with pytest.raises(ValueError, match="an int8 cache needs k_scale"):
         latent_view(torch.zeros(1, 5, 576, dtype=torch.int8), 512, "int8")
+
+
+def test_a_part_without_weight_adds_nothing() -> None:
+    """All of its scores are -inf: its result may be NaN."""
+    some = (torch.ones(1, 2, 4), torch.zeros(1, 2))
+    none = (torch.full((1, 2, 4), torch.nan), torch.full((1, 2), -torch.inf))
+    out, total = merged([some, none])
+    assert torch.equal(out, some[0])
+    assert torch.equal(total, some[1])
+    assert torch.equal(merged([none, none])[0], torch.zeros(1, 2, 4))
