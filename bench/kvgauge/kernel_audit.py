@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,12 +78,17 @@ def audit_kernels(
     version = _usable_triton()
     chosen_targets, cases = _targets(targets), _cases(kernels)
     path = limit_file.PATH if limits is None else limits
+    if limits is not None and not update and not path.exists():
+        raise UserError(f"audit-kernels: no file of limits at {path}")
     try:
         known = limit_file.load(path)
     except (OSError, ValueError) as error:
         raise UserError(f"audit-kernels: {error}") from error
     # An update asks the rules alone: what is worse than the old limits is what it is for.
-    found = audit({} if update else known, cases, chosen_targets, progress=progress)
+    try:
+        found = audit({} if update else known, cases, chosen_targets, progress=progress)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UserError(f"audit-kernels: the compiler's tools do not run here: {error}") from error
     results = [with_formula(result) for result in found]
     if update:
         sound = [result for result in results if not result.faults]

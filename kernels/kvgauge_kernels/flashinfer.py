@@ -95,12 +95,13 @@ class FlashInfer:
         # _version counts writes in place: another page table needs another plan.
         pages = None if table is None else (table.data_ptr(), table._version, tuple(table.shape))
         key = (q.device, q.dtype, view.kv_heads, group, view.k_dim, view.k.shape[2], lengths, pages)
-        wrapper = self._plans.pop(key, None)
+        # With the table itself: as long as it is held here, no other one has its address.
+        wrapper, _ = self._plans.pop(key, (None, None))
         if wrapper is None:
             wrapper = self._plan(view, q, lengths)
             while len(self._plans) >= _MAX_PLANS:
                 self._plans.popitem(last=False)
-        self._plans[key] = wrapper
+        self._plans[key] = (wrapper, table)
         return wrapper
 
     def _plan(self, view: KVView, q: torch.Tensor, lengths: tuple[int, ...]) -> Any:

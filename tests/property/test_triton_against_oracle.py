@@ -209,3 +209,31 @@ def test_the_operator_under_torchs_own_checks() -> None:
 @settings(max_examples=36, deadline=None)
 def test_drawn_caches(case: TritonCase) -> None:
     check(case)
+
+
+@inside
+def test_a_window_as_large_as_a_number_goes() -> None:
+    case = ONE
+    view = replace(case.view(), window=2**31 - 1, sink_tokens=128)
+    q = case.query()
+    assert error(BACKENDS["triton"].decode(q, view), oracle_decode(q, view)) < 1e-2
+
+
+@inside
+def test_the_operator_refuses_rows_that_are_not_contiguous() -> None:
+    view, q = ONE.view(), ONE.query()
+    arguments = (
+        view.k,
+        view.v,
+        None,
+        None,
+        None,
+        None,
+        None,
+        list(view.lengths or ()),
+        view.format,
+        None,
+        0,
+    )
+    with pytest.raises(ValueError, match="rows contiguous"):
+        torch.ops.kvgauge.triton_decode(q.transpose(1, 2).contiguous().transpose(1, 2), *arguments)

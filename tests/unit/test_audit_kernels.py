@@ -256,3 +256,21 @@ def test_what_the_host_launches_is_what_was_audited(
         view.block_table, None if lengths is None else list(lengths), fmt, window, 0,
     )  # fmt: skip
     assert launch.last_code_hash() == findings.code_hash[:16]
+
+
+def test_tools_that_do_not_run_are_no_fault_of_a_kernel(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def absent(*_args: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "nvdisasm")
+
+    monkeypatch.setattr(compiling, "compile_case", absent)
+    assert start(monkeypatch, "--target", "sm_90", "--kernel", "merge_splits/fp16") == 2
+    assert "the compiler's tools do not run here" in capsys.readouterr().err
+
+
+def test_limits_that_are_not_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert start(monkeypatch, "--limits", str(tmp_path / "none.json")) == 2
+    assert "no file of limits" in capsys.readouterr().err

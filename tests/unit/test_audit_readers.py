@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -241,3 +243,26 @@ def test_findings_and_limits_survive_a_file(tmp_path: Path) -> None:
         file.write_text(wrong)
         with pytest.raises(ValueError, match="no limits of this program"):
             load(file)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"shared_bytes": "many"}, {"programs_per_sm": None}, {"code": {"registers": "x"}},
+     {"code": {"load_bits": []}}, {"code": {"matrix": []}}],
+)  # fmt: skip
+def test_what_was_kept_in_another_form_is_no_findings(change: dict[str, Any]) -> None:
+    values = GOOD.to_json()
+    values["code"] = {**values["code"], **change.pop("code", {})}
+    with pytest.raises((TypeError, AttributeError, KeyError)):
+        Findings.from_json({**values, **change})
+
+
+def test_limits_of_another_kind_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "limits.json"
+    save({"3.7.1": {"sm_90": {"k": Limit.of(GOOD)}}}, path)
+    path.write_text(re.sub(r'"registers": \d+', '"registers": "many"', path.read_text()))
+    with pytest.raises(ValueError, match="limits must be integers"):
+        load(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="no limits of this program"):
+        load(path)

@@ -131,3 +131,35 @@ def test_the_bundle_needs_a_folder(
 ) -> None:
     assert start(monkeypatch, "selftest", "--out", str(tmp_path / "no" / "x.json")) == 2
     assert "no folder" in capsys.readouterr().err
+
+
+class Late(Eager):
+    """A fault that shows only where the result is asked for, or a result of another shape."""
+
+    def __init__(self, shape: bool) -> None:
+        self._shape = shape
+
+    def decode(self, q: torch.Tensor, view: KVView) -> torch.Tensor:
+        out = super().decode(q, view)
+        return out[:, 1:] if self._shape else out.to("meta")
+
+
+@pytest.mark.parametrize(("shape", "state"), [(True, "wrong"), (False, "failed")])
+def test_a_result_that_cannot_be_compared_is_a_finding(
+    monkeypatch: pytest.MonkeyPatch, shape: bool, state: str
+) -> None:
+    monkeypatch.setitem(BACKENDS, "eager", Late(shape))
+    found = {c.state for c in run_checks(CPU, seed=1) if c.backend == "eager"}
+    assert found == {state, "unsupported"}
+
+
+def test_an_oracle_that_does_not_answer_fails_every_backend(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def dead(*_args: object) -> torch.Tensor:
+        raise RuntimeError("an illegal memory access")
+
+    monkeypatch.setattr("kvgauge.selftest.checks.oracle_decode", dead)
+    checks = run_checks(CPU, seed=1)
+    assert {check.state for check in checks} == {"failed"}
+    assert "the oracle: RuntimeError: an illegal memory access" in str(checks[0].reason)

@@ -56,10 +56,17 @@ def run_checks(
     for fmt in STORED_FORMATS:
         for layout, page_size, windowed in _LAYOUTS:
             for dims in _DIMS:
-                view, q = _cache(fmt, dims, page_size, device, seed)
-                if windowed:
-                    view = replace(view, window=_WINDOW, sink_tokens=_SINKS)
-                expected = oracle_decode(q, view)
+                try:
+                    view, q = _cache(fmt, dims, page_size, device, seed)
+                    if windowed:
+                        view = replace(view, window=_WINDOW, sink_tokens=_SINKS)
+                    expected = oracle_decode(q, view)
+                except Exception as raised:  # a GPU answers nothing more after some faults
+                    said = f"the oracle: {_said(raised)}"
+                    checks += [
+                        Check(b.name, fmt, layout, *dims, "failed", None, said) for b in able
+                    ]
+                    continue
                 for backend in able:
                     progress(f"{backend.name} {fmt} {layout} {dims[0]}x{dims[1]}")
                     state, error, reason = _judged(backend, q, view, expected)
@@ -70,19 +77,26 @@ def run_checks(
 def _judged(
     backend: AttentionBackend, q: torch.Tensor, view: KVView, expected: torch.Tensor
 ) -> tuple[State, float | None, str | None]:
-    reason = backend.supports(view, q.dtype)
-    if reason is not None:
-        return "unsupported", None, reason
     outputs: list[torch.Tensor] = []
     try:
+        reason = backend.supports(view, q.dtype)
+        if reason is not None:
+            return "unsupported", None, reason
         seen = observe_ops(lambda: outputs.append(backend.decode(q, view)))
+        # A GPU's fault shows where its result is asked for.
+        if outputs[0].shape != expected.shape:
+            return "wrong", None, f"{list(outputs[0].shape)} instead of {list(expected.shape)}"
+        error = relative_error(outputs[0], expected)
     except Exception as raised:  # a kernel that does not run is what this is for
-        return "failed", None, f"{type(raised).__name__}: {' '.join(str(raised).split())[:300]}"
-    error = relative_error(outputs[0], expected)
+        return "failed", None, _said(raised)
     fault = kernel_fault(seen, backend.kernel_ops, backend.forbidden_ops) or output_fault(
         error, q.dtype
     )
     return ("right", error, None) if fault is None else ("wrong", error, fault.reason)
+
+
+def _said(raised: Exception) -> str:
+    return f"{type(raised).__name__}: {' '.join(str(raised).split())[:300]}"
 
 
 def _cache(

@@ -45,9 +45,14 @@ class Findings:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Findings:
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`; raises what Python does for other values."""
         code = dict(values["code"])
         code["load_bits"] = {kind: tuple(bits) for kind, bits in code["load_bits"].items()}
+        counts = [code[name] for name in ("registers", "spills", "local_bytes", "async_copies")]
+        counts += [values["shared_bytes"], values["programs_per_sm"], *code["matrix"].values()]
+        counts += [bits for widths in code["load_bits"].values() for bits in widths]
+        if not all(isinstance(count, int) for count in counts):
+            raise TypeError("counts must be integers")
         return cls(**{**values, "code": Code(**code)})
 
 

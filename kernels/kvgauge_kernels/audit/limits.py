@@ -26,6 +26,11 @@ class Limit:
     code_hash: str
     """Of the code that the limits are of; another one is no fault by itself."""
 
+    def __post_init__(self) -> None:
+        counts = [getattr(self, name) for name in self.__slots__ if name != "code_hash"]
+        if not all(isinstance(count, int) for count in counts):
+            raise TypeError(f"limits must be integers: {counts}")
+
     @classmethod
     def of(cls, findings: Findings) -> Limit:
         """The limits that a kernel just meets."""
@@ -77,7 +82,7 @@ def load(path: Path = PATH) -> Limits:
             }
             for version, by_target in values["limits"].items()
         }
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: no limits of this program: {error}") from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,12 +96,12 @@ def _findings(
     kept = _kept_at(identity)
     try:
         return Findings.from_json(json.loads(kept.read_text())), ""
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass  # nothing kept, or by a version that wrote otherwise
     try:
         findings = compiling.compile_case(case, target, kernels)
-    except ImportError:
-        raise
+    except (ImportError, OSError, subprocess.SubprocessError):
+        raise  # the tools' fault, or this machine's
     except Exception as error:  # whatever a compiler says of a kernel is the kernel's fault here
         said = " ".join(str(error).split())
         return None, f"does not compile: {type(error).__name__}: {said[:200]}"

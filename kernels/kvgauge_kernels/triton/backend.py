@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from importlib import metadata
 from typing import Any
@@ -27,7 +28,8 @@ class TritonBackend:
     GPU alike), int4 and int2 in groups of any power of two. Of a sliding window the tokens between it
     and the sinks are not read. Memory past a sequence's length, and pages that no sequence uses, may
     hold anything. A cache whose rows are no multiple of 16 bytes apart is read by narrower
-    instructions.
+    instructions; so are head dims that no audited case has (`audit/cases.py`), where packed formats may
+    spill too.
 
     Prefill is torch's: sdpa-flash, or sdpa-math where the K and V dims differ, over a copy where the
     cache is paged or quantized.
@@ -61,6 +63,10 @@ class TritonBackend:
             return f"these kernels run on a GPU, not on {device.type}"
         if importlib.util.find_spec("triton") is None:
             return "package triton is absent: `pip install triton`, the version that torch asks for"
+        try:
+            importlib.import_module("kvgauge_kernels.triton.kernels")
+        except (ImportError, AttributeError, OSError) as error:
+            return f"triton is installed but does not load: {error}"
         if device.type == "cpu":
             if launch.interpreted():
                 return None

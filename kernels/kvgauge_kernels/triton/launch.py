@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -105,18 +105,28 @@ def _view(
     window: int | None,
     sink_tokens: int,
 ) -> KVView:
-    return KVView(
+    view = KVView(
         k, v, kv_format, k_scale, v_scale,
         None if lengths is None else tuple(lengths),
         "contiguous" if block_table is None else "paged",
         None if block_table is None else k.shape[2],
         block_table, k_zero, v_zero, window, sink_tokens,
     )  # fmt: skip
+    if window is None:
+        return view
+    # "All" is often said by a number so large that the kernel's sums of 32 bits would overflow.
+    return replace(view, window=min(window, view.tokens), sink_tokens=min(sink_tokens, view.tokens))
 
 
 def _decode(q: torch.Tensor, view: KVView, out: torch.Tensor, sums: torch.Tensor | None) -> None:
     """Into `out`, and of a part the logarithm of its sum of weights into `sums`."""
     group = view.group(q)
+    if q.dim() != 3 or q.stride(2) != 1:
+        raise ValueError(f"q must be [batch, q_heads, k_dim], rows contiguous: {q.stride()}")
+    if view.block_table is not None and view.block_table.stride(1) != 1:
+        raise ValueError("the entries of a block table's row must lie next to each other")
+    if not view.batch:
+        return
     on = processor(q.device)
     config = configs.choose_for(
         on.room, view.format, view.k_dim, view.v_dim, paged=view.block_table is not None

@@ -15,10 +15,15 @@ def on_device(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
     if device.type != "cuda":
         return torch.tensor(lengths, dtype=torch.int32, device=device)
     tensor, copied = _copied(lengths, device)
-    # The copy may have been another stream's; a capture begins with everything done.
-    if not torch.cuda.is_current_stream_capturing() and not copied.query():
+    if torch.cuda.is_current_stream_capturing():
+        # The graph's replays read it for as long as there are any, whatever is kept here otherwise.
+        _of_graphs[lengths, device] = tensor
+    elif not copied.query():  # the copy may have been another stream's
         torch.cuda.current_stream(device).wait_event(copied)
     return tensor
+
+
+_of_graphs: dict[tuple[tuple[int, ...], torch.device], torch.Tensor] = {}
 
 
 @lru_cache(maxsize=256)
