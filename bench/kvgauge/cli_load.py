@@ -12,12 +12,19 @@ if TYPE_CHECKING:
 
 
 def load_run(folder: Path) -> Run:
-    """The run, of a folder or of a self-test's bundle; a torn last line is said. Raises UserError."""
+    """The run, of a folder or of a self-test's bundle; a torn last line is said, and checks that failed.
+
+    Raises UserError.
+    """
     if folder.is_file():
         from kvgauge.selftest.bundle import as_run_folder
 
-        with as_run_folder(folder) as unpacked:
-            return api.load_run(unpacked)
+        with as_run_folder(folder) as (unpacked, wrong):
+            run = api.load_run(unpacked)
+        if wrong:
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            display.note(f"{folder}: the self-test found {'; '.join(wrong[:3])}{more}")
+        return run
     run = api.load_run(folder)
     if run.torn_lines:
         display.note(

@@ -144,3 +144,11 @@ def test_available(package: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None
 def test_it_decodes_only() -> None:
     with pytest.raises(ValueError, match="decodes only"):
         FlashInfer().prefill(torch.zeros(2, 4, 3, 64), make_view("bf16"))
+
+
+def test_a_plan_holds_its_table(package: ModuleType) -> None:
+    """Or another table at its address would be read by its plan."""
+    view = case(16, (40, 90)).view()
+    backend = FlashInfer()
+    backend.decode(case(16, (40, 90)).query(), view)
+    assert [table is view.block_table for _, table in backend._plans.values()] == [True]

@@ -86,6 +86,9 @@ def test_a_backend_that_errs_is_named(
     said = capsys.readouterr().out
     assert f"{word} (fp32, contiguous, 64x64): " in said
     assert (tmp_path / "selftest.json").exists()
+    drawn = tmp_path / "report.md"
+    assert start(monkeypatch, "report", str(tmp_path / "selftest.json"), "--md", str(drawn)) == 0
+    assert f"the self-test found {word} (fp32, contiguous); " in capsys.readouterr().err
 
 
 def test_every_format_and_layout_has_a_backend_that_is_right() -> None:

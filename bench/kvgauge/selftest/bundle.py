@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kvgauge.errors import UserError
+from kvgauge.errors import UserError, short
 from kvgauge.selftest.checks import Check
 from kvgauge.store.atomic import write_atomic
 from kvgauge.store.folder import MANIFEST, RECORDS
@@ -32,8 +32,11 @@ def write_bundle(path: Path, checks: Sequence[Check], run_dir: Path, facts: dict
 
 
 @contextmanager
-def as_run_folder(path: Path) -> Iterator[Path]:
-    """The bundle's run as a folder that lives as long as the context; raises UserError."""
+def as_run_folder(path: Path) -> Iterator[tuple[Path, list[str]]]:
+    """The bundle's run as a folder that lives as long as the context, and each check that was not right.
+
+    Raises UserError.
+    """
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise UserError(f"{path}: over {_MAX_BYTES // 2**20} MiB, no bundle of a self-test")
@@ -48,4 +51,14 @@ def as_run_folder(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="kvgauge-") as folder:
         (Path(folder) / MANIFEST).write_text(json.dumps(bundle["manifest"]))
         (Path(folder) / RECORDS).write_text("".join(json.dumps(r) + "\n" for r in records))
-        yield Path(folder)
+        yield Path(folder), _wrong(bundle.get("checks"))
+
+
+def _wrong(checks: Any) -> list[str]:
+    """`wrong eager (int8, contiguous)` of each check that says so; of a hostile file what can be read."""
+    found = []
+    for check in checks if isinstance(checks, list) else []:
+        if isinstance(check, dict) and check.get("state") in ("wrong", "failed"):
+            where = ", ".join(short(check.get(name)) for name in ("format", "layout"))
+            found.append(f"{check['state']} {short(check.get('backend'))} ({where})")
+    return found
