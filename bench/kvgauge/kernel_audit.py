@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 from collections.abc import Callable
@@ -125,8 +126,9 @@ def _usable_triton() -> str:
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         raise UserError("audit-kernels: unset TRITON_INTERPRET: the interpreter compiles nothing")
     try:
+        importlib.import_module("triton.language")
         return triton_version()
-    except ImportError as error:
+    except (ImportError, AttributeError, OSError) as error:
         raise UserError(
             f"audit-kernels: triton cannot be imported ({error}): pip install triton, "
             "the version that your torch asks for (3.7.1 for torch 2.13)"
