@@ -79,8 +79,6 @@ def audit_kernels(
     version = _usable_triton()
     chosen_targets, cases = _targets(targets), _cases(kernels)
     path = limit_file.PATH if limits is None else limits
-    if limits is not None and not update and not path.exists():
-        raise UserError(f"audit-kernels: no file of limits at {path}")
     try:
         known = limit_file.load(path)
     except (OSError, ValueError) as error:

@@ -267,10 +267,3 @@ def test_tools_that_do_not_run_are_no_fault_of_a_kernel(
     monkeypatch.setattr(compiling, "compile_case", absent)
     assert start(monkeypatch, "--target", "sm_90", "--kernel", "merge_splits/fp16") == 2
     assert "the compiler's tools do not run here" in capsys.readouterr().err
-
-
-def test_limits_that_are_not_there(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    assert start(monkeypatch, "--limits", str(tmp_path / "none.json")) == 2
-    assert "no file of limits" in capsys.readouterr().err
