@@ -5,9 +5,10 @@
 """
 
 from kvgauge_kernels.api import BACKENDS, backend, decode, prefill
+from kvgauge_kernels.protocol import AttentionBackend
 from kvgauge_kernels.quantize import quantize, view_of
 from kvgauge_kernels.reference import oracle_decode, oracle_prefill
-from kvgauge_kernels.view import AttentionBackend, KVView
+from kvgauge_kernels.view import KVView
 
 __all__ = [
     "BACKENDS",

@@ -11,11 +11,12 @@ from kvgauge_kernels.flash_attn import FlashAttn
 from kvgauge_kernels.flash_attn_4 import FlashAttn4
 from kvgauge_kernels.flashinfer import FlashInfer
 from kvgauge_kernels.flashinfer_xqa import FlashInferXqa
+from kvgauge_kernels.protocol import AttentionBackend
 from kvgauge_kernels.reference import Reference
 from kvgauge_kernels.sdpa import SdpaFlash, SdpaMath
 from kvgauge_kernels.sdpa_fused import SDPA_CUDNN, SDPA_EFFICIENT
 from kvgauge_kernels.triton.backend import TritonBackend
-from kvgauge_kernels.view import AttentionBackend, KVView
+from kvgauge_kernels.view import KVView
 
 # A new backend is one file and one line here.
 _ALL: tuple[AttentionBackend, ...] = (

@@ -14,7 +14,8 @@ import torch
 
 from kvgauge_kernels.sdpa import SdpaFlash, flash_limit
 from kvgauge_kernels.stored import FLOAT8_DTYPE, GROUPED_BITS, PLAIN_DTYPE, numbers
-from kvgauge_kernels.view import FLASH_OPS, KVView
+from kvgauge_kernels.torch_ops import FLASH_OPS
+from kvgauge_kernels.view import KVView
 
 _FORMAT_OF = {dtype: name for name, dtype in PLAIN_DTYPE.items()}
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import torch
 
+from kvgauge_kernels.protocol import no_cuda
 from kvgauge_kernels.stored import PLAIN_FORMATS
-from kvgauge_kernels.view import SDPA_OPS, KVView, no_cuda
+from kvgauge_kernels.torch_ops import SDPA_OPS
+from kvgauge_kernels.view import KVView
 
 
 class Eager:

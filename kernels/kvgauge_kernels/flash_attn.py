@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import torch
 
-from kvgauge_kernels.view import SDPA_OPS, KVView, no_cuda
+from kvgauge_kernels.protocol import no_cuda
+from kvgauge_kernels.torch_ops import SDPA_OPS
+from kvgauge_kernels.view import KVView
 
 _HEAD_DIM = 256
 _PAGE_MULTIPLE = 256

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import torch
 
+from kvgauge_kernels.protocol import no_cuda
+from kvgauge_kernels.torch_ops import SDPA_OPS
 from kvgauge_kernels.triton.lengths import on_device
-from kvgauge_kernels.view import SDPA_OPS, KVView, no_cuda
+from kvgauge_kernels.view import KVView
 
 _CAPABILITIES = (9, 10, 11)
 _SM90_DIM = 256

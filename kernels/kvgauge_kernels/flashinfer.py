@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-from kvgauge_kernels.view import SDPA_OPS, KVView, no_cuda
+from kvgauge_kernels.protocol import no_cuda
+from kvgauge_kernels.torch_ops import SDPA_OPS
+from kvgauge_kernels.view import KVView
 
 _HEAD_DIMS = (64, 128, 256)
 _WORKSPACE_BYTES = 128 * 2**20  # what its documentation recommends

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import torch
 
+from kvgauge_kernels.protocol import no_cuda
 from kvgauge_kernels.stored import FLOAT8_DTYPE, GROUPED_BITS, PLAIN_FORMATS, numbers
-from kvgauge_kernels.view import SDPA_OPS, KVView, no_cuda
+from kvgauge_kernels.torch_ops import SDPA_OPS
+from kvgauge_kernels.view import KVView
 
 _SCORES = 2**24  # float64 scores held at once
 

@@ -11,14 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from kvgauge_kernels.protocol import no_cuda
 from kvgauge_kernels.stored import PLAIN_FORMATS
-from kvgauge_kernels.view import (
-    FLASH_OPS,
-    MATH_OPS,
-    OTHER_FUSED_OPS,
-    KVView,
-    no_cuda,
-)
+from kvgauge_kernels.torch_ops import FLASH_OPS, MATH_OPS, OTHER_FUSED_OPS
+from kvgauge_kernels.view import KVView
 
 _CUDA_HEAD_DIM = 256
 

@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from kvgauge_kernels.protocol import no_cuda
 from kvgauge_kernels.stored import PLAIN_FORMATS
-from kvgauge_kernels.view import SDPA_OPS, KVView, no_cuda
+from kvgauge_kernels.torch_ops import SDPA_OPS
+from kvgauge_kernels.view import KVView
 
 _LEAST_CAPABILITY = 8
 

@@ -1,4 +1,4 @@
-"""KVView: what a kernel sees of one layer's cache, and the Protocol of a backend.
+"""KVView: what a kernel sees of one layer's cache.
 
 Tensors and nothing of the harness: no model names, no formula, no run folder.
 """
@@ -7,25 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from kvgauge_kernels.stored import PLAIN_DTYPE, stored_as
-
-# torch's attention operators, by the kernel that they stand for, as a TorchDispatchMode names them.
-FLASH_OPS = (
-    "aten::_scaled_dot_product_flash_attention",
-    "aten::_scaled_dot_product_flash_attention_for_cpu",
-)
-# The math path is made of common operators; only its softmax is its own.
-MATH_OPS = ("aten::_safe_softmax", "aten::_scaled_dot_product_attention_math")
-OTHER_FUSED_OPS = (
-    "aten::_scaled_dot_product_cudnn_attention",
-    "aten::_scaled_dot_product_efficient_attention",
-    "aten::_scaled_dot_product_fused_attention_overrideable",
-)
-SDPA_OPS = FLASH_OPS + MATH_OPS + OTHER_FUSED_OPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,75 +269,6 @@ class KVView:
         if self.window is not None and not windows:
             return "a sliding window: it reads every token"
         return None
-
-
-class AttentionBackend(Protocol):
-    """One way of computing attention over a cache."""
-
-    @property
-    def name(self) -> str:
-        """What `--backend` takes and a record states."""
-        ...
-
-    @property
-    def kernel_ops(self) -> tuple[str, ...]:
-        """The torch operators of which at least one must be seen to run, e.g. `aten::bmm`.
-
-        Empty where the kernel is no torch operator; then only `forbidden_ops` says something.
-        """
-        ...
-
-    @property
-    def forbidden_ops(self) -> tuple[str, ...]:
-        """The torch operators of which none may be seen to run: those of other backends' kernels."""
-        ...
-
-    @property
-    def formats(self) -> frozenset[str]:
-        """KV formats that the backend reads at all, on whatever machine; groups by their base name."""
-        ...
-
-    @property
-    def layouts(self) -> frozenset[str]:
-        """The layouts that it reads: contiguous, paged."""
-        ...
-
-    def version(self) -> str:
-        """The version of the package that holds the kernel."""
-        ...
-
-    def available(self, device: torch.device) -> str | None:
-        """None where the backend can run on that device, else the reason why not."""
-        ...
-
-    def supports(self, view: KVView, q_dtype: torch.dtype) -> str | None:
-        """None where this view can be computed, else the reason (dtype, head_dim, page size, ...)."""
-        ...
-
-    def decode(self, q: torch.Tensor, view: KVView) -> torch.Tensor:
-        """Attention of one new token a sequence over all valid tokens of the cache.
-
-        q: `[batch, q_heads, k_dim]`; returns `[batch, q_heads, v_dim]` in q's dtype. Scores are
-        scaled by `k_dim ** -0.5`. Query head h reads K/V head `h // (q_heads // kv_heads)`.
-        Raises ValueError where q does not belong to the view.
-        """
-        ...
-
-    def prefill(self, q: torch.Tensor, view: KVView) -> torch.Tensor:
-        """Causal attention of the last q_tokens tokens of each sequence, themselves cached.
-
-        q: `[batch, q_heads, q_tokens, k_dim]`; returns `[batch, q_heads, q_tokens, v_dim]`. Query i
-        of a sequence of n tokens sees the first `n - q_tokens + i + 1`.
-        Raises ValueError where q does not belong to the view.
-        """
-        ...
-
-
-def no_cuda(device: torch.device) -> str | None:
-    """Why this torch cannot compute on that device; None if it can, or the device is no GPU."""
-    if device.type == "cuda" and not torch.cuda.is_available():
-        return "this torch has no CUDA device that it can use"
-    return None
 
 
 def _short(dtype: torch.dtype) -> str:

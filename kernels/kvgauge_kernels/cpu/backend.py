@@ -10,8 +10,9 @@ import torch
 from kvgauge_kernels.cpu.native_module import NOT_BUILT, native
 from kvgauge_kernels.cpu.operators import OP, Q_FORMAT
 from kvgauge_kernels.stored import FLOAT8_DTYPE, GROUPED_BITS, PLAIN_DTYPE, PLAIN_FORMATS, stored_as
+from kvgauge_kernels.torch_ops import SDPA_OPS
 from kvgauge_kernels.torch_prefill import prefill_by_torch
-from kvgauge_kernels.view import SDPA_OPS, KVView
+from kvgauge_kernels.view import KVView
 
 # The native code's own limits (native/view.h).
 _DIM_STEP, _MAX_DIM, _MAX_GROUPED_DIM = 16, 576, 256

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
+from kvgauge_kernels.protocol import no_cuda
 from kvgauge_kernels.stored import FLOAT8_DTYPE, GROUPED_BITS, stored_as
+from kvgauge_kernels.torch_ops import SDPA_OPS
 from kvgauge_kernels.torch_prefill import prefill_by_torch
 from kvgauge_kernels.triton import launch
-from kvgauge_kernels.view import SDPA_OPS, KVView, no_cuda
+from kvgauge_kernels.view import KVView
 
 _DIM_STEP, _MAX_DIM = 16, 256
 _Q_DTYPES = (torch.float16, torch.bfloat16)
