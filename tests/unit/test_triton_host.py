@@ -242,6 +242,7 @@ def test_the_package_imports_without_triton() -> None:
 def test_the_version_names_the_machine_code_that_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     """A record measured on a GPU can then be held against the audit's limits."""
     monkeypatch.setattr(launch, "_last", None)
+    monkeypatch.setattr(launch, "_last_kernel", "split_decode")  # whatever ran before
     assert "code" not in TRITON.version()
     binary = elf({".text.split_decode": b"\1\2\3"})
     monkeypatch.setattr(launch, "_last", SimpleNamespace(asm={"cubin": binary}))
