@@ -29,6 +29,8 @@ def selftest(
 
     if not out.parent.is_dir():
         raise UserError(f"selftest: no folder {out.parent} to write {out.name} into")
+    if out.is_dir():
+        raise UserError(f"selftest: --out {out} is a folder: it must be a file")
     chosen = select_device(device, gpu)
     options = options_for(chosen.ref.kind, budget_s, seed)
     folder = run_dir or run_command.new_run_dir("selftest")

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import torch
 
-from kvgauge_kernels.protocol import no_cuda
+from kvgauge_kernels.cuda_package import CudaPackage
 from kvgauge_kernels.torch_ops import SDPA_OPS
 from kvgauge_kernels.view import KVView
 
 _HEAD_DIM = 256
 _PAGE_MULTIPLE = 256
+
+
+_PACKAGE = CudaPackage(
+    "flash-attn", "flash_attn", "flash_attn_with_kvcache", range(8, 100), "needs 8.0 or newer",
+    "`pip install flash-attn`, as a wheel",
+)  # fmt: skip
 
 
 class FlashAttn:
@@ -38,24 +44,7 @@ class FlashAttn:
 
     def available(self, device: torch.device) -> str | None:
         """A CUDA device of compute capability 8.0 or newer, and the package."""
-        if device.type != "cuda":
-            return f"flash-attn needs a CUDA device, not {device.type}"
-        reason = no_cuda(device)
-        if reason is not None:
-            return reason
-        major, minor = torch.cuda.get_device_capability(device)
-        if major < 8:
-            return f"compute capability {major}.{minor}: flash-attn needs 8.0 or newer"
-        try:
-            from flash_attn import flash_attn_with_kvcache  # noqa: F401
-        except ModuleNotFoundError as error:
-            if error.name == "flash_attn":
-                return "package flash_attn is absent: `pip install flash-attn`, as a wheel"
-            return f"flash_attn is installed but misses {error.name}"
-        except (ImportError, OSError) as error:
-            # A wheel built for another torch, or a package of that name without this function.
-            return f"flash_attn is installed but does not load: {error}"
-        return None
+        return _PACKAGE.why_not(device)
 
     def supports(self, view: KVView, q_dtype: torch.dtype) -> str | None:
         """fp16 and bf16, one head_dim up to 256 in multiples of 8, contiguous caches."""

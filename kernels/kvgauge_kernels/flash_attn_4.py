@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import torch
 
-from kvgauge_kernels.protocol import no_cuda
+from kvgauge_kernels.cuda_package import CudaPackage
 from kvgauge_kernels.torch_ops import SDPA_OPS
 from kvgauge_kernels.triton.lengths import on_device
 from kvgauge_kernels.view import KVView
 
-_CAPABILITIES = (9, 10, 11)
 _SM90_DIM = 256
 # Elsewhere: one head_dim up to 128, or DeepSeek's.
 _DIM, _DEEPSEEK = 128, (192, 128)
+
+
+_PACKAGE = CudaPackage(
+    "flash-attn-4", "flash_attn.cute", "flash_attn_varlen_func", (9, 10, 11),
+    "is called here on 9, 10, 11", "`pip install --pre flash-attn-4`",
+)  # fmt: skip
 
 
 class FlashAttn4:
@@ -41,24 +46,7 @@ class FlashAttn4:
 
     def available(self, device: torch.device) -> str | None:
         """A CUDA device of compute capability 9, 10 or 11, and the package."""
-        if device.type != "cuda":
-            return f"{self.name} needs a CUDA device, not {device.type}"
-        reason = no_cuda(device)
-        if reason is not None:
-            return reason
-        major, minor = torch.cuda.get_device_capability(device)
-        if major not in _CAPABILITIES:
-            known = ", ".join(map(str, _CAPABILITIES))
-            return f"compute capability {major}.{minor}: {self.name} is called here on {known}"
-        try:
-            from flash_attn.cute import flash_attn_varlen_func  # noqa: F401
-        except ModuleNotFoundError as error:
-            if error.name in ("flash_attn", "flash_attn.cute"):
-                return "package flash_attn.cute is absent: `pip install --pre flash-attn-4`"
-            return f"flash_attn.cute is installed but misses {error.name}"
-        except (ImportError, OSError) as error:
-            return f"flash_attn.cute is installed but does not load: {error}"
-        return None
+        return _PACKAGE.why_not(device)
 
     def supports(self, view: KVView, q_dtype: torch.dtype) -> str | None:
         """fp16 and bf16, both layouts, head dims in multiples of 8 within the device's limits."""

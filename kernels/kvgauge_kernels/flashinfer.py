@@ -11,13 +11,19 @@ from typing import Any
 
 import torch
 
-from kvgauge_kernels.protocol import no_cuda
+from kvgauge_kernels.cuda_package import CudaPackage
 from kvgauge_kernels.torch_ops import SDPA_OPS
 from kvgauge_kernels.view import KVView
 
 _HEAD_DIMS = (64, 128, 256)
 _WORKSPACE_BYTES = 128 * 2**20  # what its documentation recommends
 _MAX_PLANS = 64
+
+
+_PACKAGE = CudaPackage(
+    "flashinfer", "flashinfer", "BatchDecodeWithPagedKVCacheWrapper", range(8, 100),
+    "needs 8.0 or newer", "`pip install flashinfer-python`",
+)  # fmt: skip
 
 
 class FlashInfer:
@@ -49,23 +55,7 @@ class FlashInfer:
 
     def available(self, device: torch.device) -> str | None:
         """A CUDA device of compute capability 8.0 or newer, and the package."""
-        if device.type != "cuda":
-            return f"flashinfer needs a CUDA device, not {device.type}"
-        reason = no_cuda(device)
-        if reason is not None:
-            return reason
-        major, minor = torch.cuda.get_device_capability(device)
-        if major < 8:
-            return f"compute capability {major}.{minor}: flashinfer needs 8.0 or newer"
-        try:
-            from flashinfer import BatchDecodeWithPagedKVCacheWrapper  # noqa: F401
-        except ModuleNotFoundError as error:
-            if error.name == "flashinfer":
-                return "package flashinfer is absent: `pip install flashinfer-python`"
-            return f"flashinfer is installed but misses {error.name}"
-        except (ImportError, OSError) as error:
-            return f"flashinfer is installed but does not load: {error}"
-        return None
+        return _PACKAGE.why_not(device)
 
     def supports(self, view: KVView, q_dtype: torch.dtype) -> str | None:
         """fp16 and bf16, one head_dim of 64, 128 or 256, both layouts with K and V alike in strides."""

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import torch
 
-from kvgauge_kernels.protocol import no_cuda
+from kvgauge_kernels.cuda_package import CudaPackage
 from kvgauge_kernels.torch_ops import SDPA_OPS
 from kvgauge_kernels.triton.lengths import on_device
 from kvgauge_kernels.view import KVView
 
 _PAGE_SIZES = (16, 32, 64, 128)
 _MAX_HEAD_DIM = 256
-_CAPABILITIES = (9, 10, 12)
 _WORKSPACE_BYTES = 128 * 2**20  # of which the package takes 8 MiB for its semaphores
+
+
+_PACKAGE = CudaPackage(
+    "flashinfer-xqa", "flashinfer.decode", "xqa_batch_decode_with_kv_cache", (9, 10, 12),
+    "is for 9, 10, 12", "`pip install flashinfer-python`",
+)  # fmt: skip
 
 
 class FlashInferXqa:
@@ -43,24 +48,7 @@ class FlashInferXqa:
 
     def available(self, device: torch.device) -> str | None:
         """A CUDA device of compute capability 9, 10 or 12, and the package."""
-        if device.type != "cuda":
-            return f"{self.name} needs a CUDA device, not {device.type}"
-        reason = no_cuda(device)
-        if reason is not None:
-            return reason
-        major, minor = torch.cuda.get_device_capability(device)
-        if major not in _CAPABILITIES:
-            known = ", ".join(map(str, _CAPABILITIES))
-            return f"compute capability {major}.{minor}: {self.name} is for {known}"
-        try:
-            from flashinfer.decode import xqa_batch_decode_with_kv_cache  # noqa: F401
-        except ModuleNotFoundError as error:
-            if error.name == "flashinfer":
-                return "package flashinfer is absent: `pip install flashinfer-python`"
-            return f"flashinfer is installed but misses {error.name}"
-        except (ImportError, OSError) as error:
-            return f"flashinfer is installed but does not load: {error}"
-        return None
+        return _PACKAGE.why_not(device)
 
     def supports(self, view: KVView, q_dtype: torch.dtype) -> str | None:
         """fp16 and bf16, pages of 16 to 128 tokens, one head_dim up to 256 in multiples of 16."""

@@ -63,7 +63,10 @@ class SdpaFused:
         return None
 
     def supports(self, view: KVView, q_dtype: torch.dtype) -> str | None:
-        """Contiguous caches of q's dtype that torch says this kernel takes."""
+        """Contiguous caches of q's dtype that torch says this kernel takes, of one query token.
+
+        The query heads of a group become that many tokens in `decode`; how many a view does not say.
+        """
         refusal = view.refusal(q_dtype, self.formats)
         if refusal is not None:
             return refusal
@@ -89,7 +92,7 @@ class SdpaFused:
         rows = q.reshape(view.batch, view.kv_heads, group, view.k_dim)
         with sdpa_kernel(self._kernel):
             parts = [F.scaled_dot_product_attention(rows[i], p.k, p.v) for i, p in view.dense()]
-        return torch.cat(parts).reshape(view.batch, -1, view.v_dim)
+        return torch.cat(parts).reshape(*q.shape[:2], view.v_dim)
 
     def prefill(self, q: torch.Tensor, view: KVView) -> torch.Tensor:
         """This backend decodes only; raises ValueError."""

@@ -46,6 +46,12 @@ MUTATIONS = tuple(
         (KERNELS, "(tl.program_id(0) % row_blocks) * ROWS", "(tl.program_id(0) % row_blocks) * 0"),
         (KERNELS, "heads = kv_head * group + rows", "heads = kv_head + rows"),
         (LAUNCH, "view.kv_heads * -(-group // configs.ROWS)", "view.kv_heads"),
+        # How far it reads.
+        (KERNELS, "k_columns, mask=k_mask, other=0)", "k_columns)"),
+        (KERNELS, "v_columns, mask=v_mask, other=0)", "v_columns)"),
+        (KERNELS, "w_columns, mask=w_mask, other=0)", "w_columns)"),
+        (PACKED, "tl.load(k_at, mask=k_mask, other=0)", "tl.load(k_at)"),
+        (PACKED, "tl.load(v_at, mask=v_mask, other=0)", "tl.load(v_at)"),
         # Where it reads.
         (KERNELS, "sequence.to(tl.int64) * q_batch_stride", "sequence.to(tl.int64) * q_head_stride"),
         (KERNELS, "k + wide_head * k_head_stride", "k + wide_head * v_head_stride"),

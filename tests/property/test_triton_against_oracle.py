@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from kvgauge_kernels.triton import launch
 from triton_for_tests import (
     INSIDE,
     TritonCase,
+    before_a_wall,
     filling,
     inside,
     needs_triton,
@@ -237,3 +239,15 @@ def test_the_operator_refuses_rows_that_are_not_contiguous() -> None:
     )
     with pytest.raises(ValueError, match="rows contiguous"):
         torch.ops.kvgauge.triton_decode(q.transpose(1, 2).contiguous().transpose(1, 2), *arguments)
+
+
+@inside
+@pytest.mark.parametrize("fmt", ["fp16", "int8", "fp8_e4m3", "int4"])
+@pytest.mark.parametrize("dim", [64, 80])
+def test_nothing_behind_a_cache_is_read(fmt: str, dim: int) -> None:
+    """Neither tokens behind the last one nor columns behind the last row's."""
+    case = replace(ONE, fmt=fmt, k_dim=dim, v_dim=dim, lengths=None, room=70)
+    view, q = case.view(), case.query()
+    moved: dict[str, Any] = {name: before_a_wall(x) for name, x in view.tensors().items()}
+    walled = replace(view, **moved)
+    assert error(BACKENDS["triton"].decode(q, walled), oracle_decode(q, view)) < 1e-2

@@ -166,3 +166,21 @@ def test_an_oracle_that_does_not_answer_fails_every_backend(
     checks = run_checks(CPU, seed=1)
     assert {check.state for check in checks} == {"failed"}
     assert "the oracle: RuntimeError: an illegal memory access" in str(checks[0].reason)
+
+
+def test_a_folder_is_no_bundle_to_write(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Said before the minutes that a self-test takes."""
+    assert start(monkeypatch, "selftest", "--device", "cpu", "--out", str(tmp_path)) == 2
+    assert f"--out {tmp_path} is a folder" in capsys.readouterr().err
+
+
+def test_what_is_wrong_with_a_bundle_is_said_of_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "bundle.json"
+    path.write_text('{"schema": "kvgauge.selftest/1", "manifest": {}, "records": []}')
+    assert start(monkeypatch, "report", str(path), "--md", str(tmp_path / "x.md")) == 2
+    said = capsys.readouterr().err
+    assert f"{path}: manifest.json: " in said

@@ -51,7 +51,11 @@ def as_run_folder(path: Path) -> Iterator[tuple[Path, list[str]]]:
     with tempfile.TemporaryDirectory(prefix="kvgauge-") as folder:
         (Path(folder) / MANIFEST).write_text(json.dumps(bundle["manifest"]))
         (Path(folder) / RECORDS).write_text("".join(json.dumps(r) + "\n" for r in records))
-        yield Path(folder), _wrong(bundle.get("checks"))
+        try:
+            yield Path(folder), _wrong(bundle.get("checks"))
+        except UserError as error:
+            # Of a folder that only we know; what it says is of the bundle.
+            raise UserError(str(error).replace(f"{folder}/", f"{path}: ")) from error
 
 
 def _wrong(checks: Any) -> list[str]:

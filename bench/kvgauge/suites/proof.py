@@ -184,8 +184,7 @@ def _token_rows(view: KVView, of: torch.Tensor, token: int) -> list[torch.Tensor
 
 def _query_of_values(q: torch.Tensor, view: KVView) -> torch.Tensor:
     """The part of the query that meets V, where V is a part of K (MLA); else none of it."""
-    shared = view.k.untyped_storage().data_ptr() == view.v.untyped_storage().data_ptr()
-    return q[..., : view.v_dim if shared else 0]
+    return q[..., : view.v_dim if view.shares_rows else 0]
 
 
 def _negate_values(q: torch.Tensor, view: KVView) -> torch.Tensor | None:

@@ -1,8 +1,9 @@
 """How the decode kernel is shaped for a device and a cache: a small table, each entry with its reason.
 
 A tile is what one iteration reads: BLOCK_N tokens of K and of V, rows padded to powers of two. Decode is
-bound by memory, so what counts is how many bytes are on their way at once. By Little's law a GPU of
-3.35 TB/s and about 700 ns of latency wants 2.3 MB of them, 18 kB a multiprocessor; a program has
+bound by memory, so what counts is how many bytes are on their way at once. By Little's law an H100
+SXM (3.35 TB/s by its datasheet, 132 multiprocessors) wants 2.3 MB of them, 18 kB a multiprocessor, if
+its memory answers in 700 ns (assumed, not measured); a program has
 `stages - 1` tiles on their way. Registers and spills of every entry are held by the audit's limits.
 """
 

@@ -18,6 +18,7 @@ from kvgauge_kernels.view import KVView
 
 OP = "kvgauge::triton_decode"
 PART_OP = "kvgauge::triton_decode_part"
+_FORMAT_AT = 6  # of the operators' arguments behind q, k and v
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,24 +61,9 @@ def interpreted() -> bool:
     return isinstance(split_decode, InterpretedFunction)
 
 
-def triton_decode(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    k_scale: torch.Tensor | None,
-    v_scale: torch.Tensor | None,
-    k_zero: torch.Tensor | None,
-    v_zero: torch.Tensor | None,
-    block_table: torch.Tensor | None,
-    lengths: list[int] | None,
-    kv_format: str,
-    window: int | None,
-    sink_tokens: int,
-) -> torch.Tensor:
-    """As `AttentionBackend.decode`; raises ValueError where the tensors do not fit together."""
-    view = _view(
-        k, v, k_scale, v_scale, k_zero, v_zero, block_table, lengths, kv_format, window, sink_tokens
-    )
+def triton_decode(q: torch.Tensor, *cache: Any) -> torch.Tensor:
+    """As `AttentionBackend.decode`, of what `_view` takes; raises ValueError where tensors do not fit."""
+    view = _view(*cache)
     out = torch.empty(*q.shape[:2], view.v_dim, dtype=q.dtype, device=q.device)
     _decode(q, view, out, None)
     return out
@@ -221,20 +207,8 @@ def _strides(scale: torch.Tensor | None) -> tuple[int, int, int]:
     return (outer, head, token)
 
 
-def _like_query(
-    q: torch.Tensor,
-    _k: torch.Tensor,
-    v: torch.Tensor,
-    _k_scale: torch.Tensor | None,
-    _v_scale: torch.Tensor | None,
-    _k_zero: torch.Tensor | None,
-    _v_zero: torch.Tensor | None,
-    _table: torch.Tensor | None,
-    _lengths: list[int] | None,
-    kv_format: str,
-    *_: object,
-) -> torch.Tensor:
-    v_dim = v.shape[3] * stored_as(kv_format).per_byte
+def _like_query(q: torch.Tensor, _k: torch.Tensor, v: torch.Tensor, *others: Any) -> torch.Tensor:
+    v_dim = v.shape[3] * stored_as(others[_FORMAT_AT]).per_byte
     return torch.empty((*q.shape[:2], v_dim), dtype=q.dtype, device=q.device)
 
 

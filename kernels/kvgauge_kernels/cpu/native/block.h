@@ -106,7 +106,7 @@ struct Block {
 };
 
 // Into the second-level cache, which waits for memory on a core's behalf. The first level has room for few waits,
-// and once those are taken loads wait too: asking there halved the bandwidth of cores that lie near each other.
+// and once those are taken loads wait too.
 KVGAUGE_INLINE void prefetch_row(const char* row, int bytes) {
 #pragma GCC unroll 8
   for (int i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 0, 2);
