@@ -168,3 +168,15 @@ def test_a_page_that_is_not_there_is_not_written(page: int) -> None:
     for pages in (torch.tensor([page]), torch.tensor([0.0]), torch.tensor([[0]])):
         with pytest.raises(ValueError, match=r"source must be"):
             copy_pages(view, pages, torch.tensor([0]))
+
+
+def test_pages_of_latents_are_copied_once() -> None:
+    """A page that is copied onto and copied from is read before it is written."""
+    pools = torch.arange(3 * 4 * 6, dtype=torch.float32).view(3, 1, 4, 6)
+    table = torch.tensor([[0, 1, 2]], dtype=torch.int32)
+    view = KVView(
+        pools.clone(), pools, "fp32", lengths=(12,), layout="paged", page_size=4, block_table=table
+    )
+    view = replace(view, v=view.k[..., :4])
+    copy_pages(view, torch.tensor([0, 1]), torch.tensor([1, 2]))
+    assert torch.equal(view.k, pools[[0, 0, 1]])

@@ -103,6 +103,15 @@ def test_the_last_page_of_a_sequence_need_not_be_full() -> None:
     assert sorted(view.block_table.flatten().tolist()) == list(range(9))
 
 
+def test_a_page_is_whole_where_a_window_is_shorter() -> None:
+    cache = allocate_pages(
+        [SLIDING], batch=1, tokens=90, page_size=32, kv_format="fp16", device=torch.device("cpu")
+    )
+    view = cache.view(0)
+    assert view.lengths == (20,)
+    assert view.k.shape == (1, 2, 32, 32)
+
+
 @pytest.mark.parametrize("size", [0, -1, 10**6])
 def test_a_page_size_that_cannot_be(
     size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

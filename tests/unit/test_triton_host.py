@@ -20,6 +20,7 @@ from kvgauge_kernels import BACKENDS, KVView, oracle_prefill
 from kvgauge_kernels.audit.elf import code_hash
 from kvgauge_kernels.torch_prefill import prefill_by_torch
 from kvgauge_kernels.triton import configs, launch
+from kvgauge_kernels.triton import lengths as device_lengths
 from kvgauge_kernels.triton.configs import Room, choose, padded, tile_row_bytes
 from kvgauge_kernels.triton.splits import chunk_tokens, split_count
 from triton_for_tests import elf, needs_triton
@@ -247,3 +248,14 @@ def test_the_version_names_the_machine_code_that_ran(monkeypatch: pytest.MonkeyP
     binary = elf({".text.split_decode": b"\1\2\3"})
     monkeypatch.setattr(launch, "_last", SimpleNamespace(asm={"cubin": binary}))
     assert TRITON.version().endswith(f", code {code_hash(binary, 'split_decode')[:16]}")
+
+
+def test_a_graph_keeps_the_lengths_that_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replays read them after any number of other lengths."""
+    kept = torch.tensor([3, 5], dtype=torch.int32)
+    monkeypatch.setattr(device_lengths, "_copied", lambda _lengths, _device: (kept, None))
+    monkeypatch.setattr(device_lengths, "_of_graphs", {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert device_lengths.on_device((3, 5), torch.device("cuda")) is kept
+    monkeypatch.setattr(device_lengths, "_copied", None)  # whatever is kept there is gone
+    assert [x is kept for x in device_lengths._of_graphs.values()] == [True]
