@@ -102,7 +102,9 @@ def list_jobs(options: Options, device_kind: str) -> Jobs:
     jobs: list[Job] = []
     models = tuple(resolve(name) for name in (options.models or chosen.models))
     for suite in active:
-        left_out |= suite.missing(device_kind)
+        missing = suite.missing(device_kind)
+        # What was asked for by name is not left out: its cells say why where they do not run.
+        left_out |= {name: why for name, why in missing.items() if name not in options.backends}
         request = _request(suite.name, options, chosen, models, device_kind)
         plans = suite.plans(request)
         if not plans:

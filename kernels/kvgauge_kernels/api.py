@@ -11,6 +11,7 @@ from kvgauge_kernels.flash_attn import FlashAttn
 from kvgauge_kernels.flash_attn_4 import FlashAttn4
 from kvgauge_kernels.flashinfer import FlashInfer
 from kvgauge_kernels.flashinfer_xqa import FlashInferXqa
+from kvgauge_kernels.flex_attention import FlexAttention
 from kvgauge_kernels.protocol import AttentionBackend
 from kvgauge_kernels.reference import Reference
 from kvgauge_kernels.sdpa import SdpaFlash, SdpaMath
@@ -30,6 +31,7 @@ _ALL: tuple[AttentionBackend, ...] = (
     FlashAttn4(),
     FlashInfer(),
     FlashInferXqa(),
+    FlexAttention(),
     DequantSdpa(),
     CpuBackend(),
     CpuBackend(int_bits=8),

@@ -31,6 +31,7 @@ FLASH_KERNEL = "flash_fwd"
 # The prefill of the first is torch's, the others have none here.
 DECODE_ONLY = (
     "triton", "flashinfer", "flashinfer-xqa", "flash-attn-4", "sdpa-efficient", "sdpa-cudnn",
+    "flex-attention",
 )  # fmt: skip
 
 

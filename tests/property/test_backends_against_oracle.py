@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from kernels_for_tests import (
     observed,
     usable,
 )
-from kvgauge_kernels import AttentionBackend, KVView
+from kvgauge_kernels import BACKENDS, AttentionBackend, KVView
 
 FEW = settings(max_examples=100, deadline=None)
 
@@ -94,6 +94,36 @@ def test_prefill(case: Case, data: st.DataObject) -> None:
     expected = naive(q, view)
     for backend in usable(view, case.dtype):
         check(backend, partial(backend.prefill, q, view), expected, case.dtype)
+
+
+# One of each dtype; head dims that differ, a group of one, last blocks that are not full.
+COMPILED = (
+    ("fp32", {"batch": 2, "kv_heads": 2, "tokens": 200, "k_dim": 80, "v_dim": 32}, 3),
+    ("fp16", {"batch": 2, "kv_heads": 2, "tokens": 300, "k_dim": 64}, 1),
+    ("bf16", {"batch": 3, "kv_heads": 1, "tokens": 300, "k_dim": 192, "v_dim": 128}, 8),
+)
+
+
+@given(st.sampled_from(COMPILED), st.data())
+@FEW
+def test_decode_compiled(shape: tuple[str, dict[str, Any], int], data: st.DataObject) -> None:
+    """flex-attention: lengths and windows are data, so that few shapes are compiled."""
+    fmt, sizes, group = shape
+    backend = BACKENDS["flex-attention"]
+    reason = backend.supports(make_view(fmt), DTYPES[fmt])
+    if reason is not None:
+        pytest.skip(reason)
+    batch, tokens = sizes["batch"], sizes["tokens"]
+    length = st.integers(1, tokens)
+    lengths = data.draw(
+        st.none() | st.tuples(*[length] * batch).filter(lambda n: len(set(n)) > 1), "lengths"
+    )
+    window = data.draw(st.none() | st.integers(1, tokens + 1), "window")
+    view = make_view(fmt, lengths=lengths, seed=data.draw(st.integers(0, 99)), **sizes)
+    if window is not None:
+        view = replace(view, window=window, sink_tokens=data.draw(st.integers(0, 140), "sinks"))
+    q = make_query(view, group, DTYPES[fmt])
+    check(backend, partial(backend.decode, q, view), naive_decode(q, view), DTYPES[fmt])
 
 
 def check(

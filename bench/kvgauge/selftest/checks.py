@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from kvgauge.measure.validity import kernel_fault, observe_ops, output_fault, relative_error
+from kvgauge.suites.decode import BY_NAME_ON_CPU
 from kvgauge_kernels import BACKENDS, AttentionBackend, KVView, oracle_decode
 from kvgauge_kernels.quantize import Rows, quantize, view_of
 from kvgauge_kernels.stored import PLAIN_DTYPE, STORED_FORMATS
@@ -51,7 +52,8 @@ def run_checks(
     device: torch.device, seed: int, progress: Callable[[str], None] = lambda _text: None
 ) -> list[Check]:
     """Every backend that this machine has, on every cache; what it does not support says why."""
-    able = [b for b in BACKENDS.values() if b.available(device) is None and b.name != "reference"]
+    left_out = {"reference", *(BY_NAME_ON_CPU if device.type == "cpu" else ())}
+    able = [b for b in BACKENDS.values() if b.available(device) is None and b.name not in left_out]
     checks = []
     for fmt in STORED_FORMATS:
         for layout, page_size, windowed in _LAYOUTS:

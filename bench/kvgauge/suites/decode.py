@@ -34,6 +34,9 @@ from kvgauge_kernels.stored import PLAIN_DTYPE, stored_as
 
 # What a quantized cache is computed in: the dtype that present models are trained in.
 COMPUTE_DTYPE_OF_QUANTIZED = torch.bfloat16
+# Measured on a CPU where --backend names it, and not checked by the self-test there.
+BY_NAME_ON_CPU = {"flex-attention": "compiles each shape for seconds on a CPU: name it to have it"}
+_COMPILE_S = 10.0
 # The oracle is for checking, not for timing.
 _NOT_TIMED = frozenset({"reference"})
 _MAX_SETS = 64
@@ -56,9 +59,14 @@ class Decode:
         return tuple(name for name in BACKENDS if _timed(name))
 
     def missing(self, device_kind: str) -> dict[str, str]:
-        """Backends that this machine cannot run."""
+        """Backends that this machine cannot run, and those that are measured by name alone."""
         device = torch.device(device_kind)
-        reasons = {name: b.available(device) for name, b in BACKENDS.items() if _timed(name)}
+        asked = BY_NAME_ON_CPU if device_kind == "cpu" else {}
+        reasons = {
+            name: b.available(device) or asked.get(name)
+            for name, b in BACKENDS.items()
+            if _timed(name)
+        }
         return {name: reason for name, reason in reasons.items() if reason is not None}
 
     def plans(self, request: Request) -> Sequence[CellPlan]:
@@ -106,8 +114,9 @@ class Decode:
     def estimate_s(self, plan: CellPlan, criterion: Criterion, device_kind: str) -> float:
         """Filling, the oracle, then samples until the budget or the least number of them."""
         step_s = cell_kv_bytes(plan) / _ASSUMED_BYTES_PER_S[device_kind]
+        set_up_s = _SET_UP_S + (_COMPILE_S if plan.cell.backend == "flex-attention" else 0.0)
         return (
-            _SET_UP_S + 0.05 + 10 * step_s + max(criterion.budget_s, criterion.min_samples * step_s)
+            set_up_s + 0.05 + 10 * step_s + max(criterion.budget_s, criterion.min_samples * step_s)
         )
 
     def measure(self, plan: CellPlan, context: Context) -> Outcome:
