@@ -20,7 +20,7 @@ from hypothesis import given, settings
 
 from kernels_for_tests import assert_right_kernel, error, observed
 from kvgauge.selftest.checks import run_checks
-from kvgauge_kernels import BACKENDS, KVView, oracle_decode
+from kvgauge_kernels import BACKENDS, KVView, decode, oracle_decode
 from kvgauge_kernels.stored import stored_as
 from kvgauge_kernels.triton import launch
 from triton_for_tests import (
@@ -251,3 +251,16 @@ def test_nothing_behind_a_cache_is_read(fmt: str, dim: int) -> None:
     moved: dict[str, Any] = {name: before_a_wall(x) for name, x in view.tensors().items()}
     walled = replace(view, **moved)
     assert error(BACKENDS["triton"].decode(q, walled), oracle_decode(q, view)) < 1e-2
+
+
+@inside
+@pytest.mark.parametrize("fmt", ["bf16", "int8", "int4", "fp8_e4m3"])
+def test_one_graph_of_torch_compile(fmt: str) -> None:
+    view = replace(ONE, fmt=fmt, q_dtype=torch.bfloat16).view()
+    q = replace(ONE, fmt=fmt, q_dtype=torch.bfloat16).query()
+
+    def step(q: torch.Tensor) -> torch.Tensor:
+        return decode(q, view, "triton")
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(q), step(q))

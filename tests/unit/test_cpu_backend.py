@@ -23,7 +23,7 @@ built = pytest.mark.skipif(NATIVE is None, reason="the native kernels are not bu
 
 
 def test_where_it_is_not_built_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_module, "native", lambda: None)
+    monkeypatch.setattr(cpu_module, "instructions", lambda: None)
     view = make_view("bf16")
     for name in ("cpu", "cpu-q8"):
         assert "not built: pip install ." in str(BACKENDS[name].available(CPU))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kvgauge_kernels.cpu.native_module import NOT_BUILT, native
+from kvgauge_kernels.cpu.native_module import NOT_BUILT, instructions
 from kvgauge_kernels.cpu.operators import OP, Q_FORMAT
 from kvgauge_kernels.stored import FLOAT8_DTYPE, GROUPED_BITS, PLAIN_DTYPE, PLAIN_FORMATS, stored_as
 from kvgauge_kernels.torch_ops import SDPA_OPS
@@ -47,20 +47,20 @@ class CpuBackend:
 
     def version(self) -> str:
         """This package's, and the instructions in use; raises ImportError where it is not built."""
-        module = native()
-        if module is None:
+        level = instructions()
+        if level is None:
             raise ImportError(NOT_BUILT)
         try:
             package = metadata.version("kvgauge")
         except metadata.PackageNotFoundError:
             package = "(a checkout)"
-        return f"kvgauge {package}, {module.level()}"
+        return f"kvgauge {package}, {level}"
 
     def available(self, device: torch.device) -> str | None:
         """The CPU, where the kernels are built."""
         if device.type != "cpu":
             return f"these kernels run on the CPU, not on {device.type}"
-        return NOT_BUILT if native() is None else None
+        return NOT_BUILT if instructions() is None else None
 
     def supports(self, view: KVView, q_dtype: torch.dtype) -> str | None:
         """Head dims of whole vectors, of both layouts; in 8 bits what the instructions allow."""
@@ -72,8 +72,7 @@ class CpuBackend:
         for dim in (view.k_dim, view.v_dim):
             if dim % _DIM_STEP or not 0 < dim <= most:
                 return f"head_dim {dim}: {self.name} takes multiples of {_DIM_STEP} up to {most}"
-        module = native()
-        level = "avx512" if module is None else module.level()
+        level = instructions() or "avx512"
         eight_bits = level == "avx512" or (level == "avx2" and _whole_pieces(view))
         if self._int_bits == 8 and not eight_bits:
             return f"{self.name} of this cache needs AVX-512 with VNNI, not {level}"

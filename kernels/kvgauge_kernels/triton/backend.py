@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from kvgauge_kernels.compiling import constant_when_compiled
 from kvgauge_kernels.protocol import no_cuda
 from kvgauge_kernels.stored import FLOAT8_DTYPE, GROUPED_BITS, stored_as
 from kvgauge_kernels.torch_ops import SDPA_OPS
@@ -58,25 +59,7 @@ class TritonBackend:
 
     def available(self, device: torch.device) -> str | None:
         """A GPU of compute capability 8.0 or newer (or AMD's), with triton; a CPU by the interpreter."""
-        reason = no_cuda(device)
-        if reason is not None:
-            return reason
-        if device.type not in ("cuda", "cpu"):
-            return f"these kernels run on a GPU, not on {device.type}"
-        if importlib.util.find_spec("triton") is None:
-            return "package triton is absent: `pip install triton`, the version that torch asks for"
-        try:
-            importlib.import_module("kvgauge_kernels.triton.kernels")
-        except (ImportError, AttributeError, OSError) as error:
-            return f"triton is installed but does not load: {error}"
-        if device.type == "cpu":
-            if launch.interpreted():
-                return None
-            return "these kernels run on a GPU, on a CPU under TRITON_INTERPRET=1 alone"
-        major, minor = torch.cuda.get_device_capability(device)
-        if not torch.version.hip and major < 8:
-            return f"compute capability {major}.{minor}: these kernels need 8.0 or newer"
-        return None
+        return _why_not(device)
 
     def supports(self, view: KVView, q_dtype: torch.dtype) -> str | None:
         """Every format but fp32, both layouts, windows, head dims in multiples of 16 up to 256."""
@@ -130,6 +113,29 @@ class TritonBackend:
         return prefill_by_torch(q, view)
 
 
+@constant_when_compiled
+def _why_not(device: torch.device) -> str | None:
+    reason = no_cuda(device)
+    if reason is not None:
+        return reason
+    if device.type not in ("cuda", "cpu"):
+        return f"these kernels run on a GPU, not on {device.type}"
+    if importlib.util.find_spec("triton") is None:
+        return "package triton is absent: `pip install triton`, the version that torch asks for"
+    try:
+        importlib.import_module("kvgauge_kernels.triton.kernels")
+    except (ImportError, AttributeError, OSError) as error:
+        return f"triton is installed but does not load: {error}"
+    if device.type == "cpu":
+        if launch.interpreted():
+            return None
+        return "these kernels run on a GPU, on a CPU under TRITON_INTERPRET=1 alone"
+    major, minor = torch.cuda.get_device_capability(device)
+    if not torch.version.hip and major < 8:
+        return f"compute capability {major}.{minor}: these kernels need 8.0 or newer"
+    return None
+
+
 def _quantized_refusal(view: KVView) -> str | None:
     stored = stored_as(view.format)
     sides = [x for name, x in view.tensors().items() if name not in ("k", "v")]
@@ -153,4 +159,6 @@ _NO_WORDS = f"that start at no multiple of {_WORD_BYTES} bytes"
 
 
 def _in_words(rows: torch.Tensor) -> bool:
-    return not rows.data_ptr() % _WORD_BYTES and not any(s % _WORD_BYTES for s in rows.stride()[:3])
+    # torch.compile traces no addresses; a GPU faults on words that start elsewhere.
+    start = 0 if torch.compiler.is_compiling() else rows.data_ptr()
+    return not start % _WORD_BYTES and not any(s % _WORD_BYTES for s in rows.stride()[:3])
