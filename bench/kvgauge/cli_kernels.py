@@ -38,3 +38,30 @@ def audit_kernels(
         display_kernels.print_report(report)
     if report.code is not ExitCode.DONE:
         raise typer.Exit(report.code)
+
+
+def tune_kernels(
+    kv_format: Annotated[
+        list[str] | None, typer.Option(help="Formats to tune for; bf16, int8, int4 by default.")
+    ] = None,
+    head_dim: Annotated[list[int] | None, typer.Option(help="128 by default.")] = None,
+    gpu: Annotated[int, typer.Option(help="Index of the GPU.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of all random data.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Time audited configurations of the triton kernels on this GPU and keep the best ones."""
+    from kvgauge import display, run_command, tune
+    from kvgauge.devices.select import select_device
+
+    device = select_device("cuda", gpu)
+    with run_command.held(device):
+        report = tune.tune(
+            device, tuple(kv_format or tune.FORMATS), tuple(head_dim or (128,)), seed,
+            progress=display.progress_line,
+        )  # fmt: skip
+    display.progress_line("")
+    if as_json:
+        display.print_json(report.to_json())
+    else:
+        for line in report.lines():
+            display.note(line)

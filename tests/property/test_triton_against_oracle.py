@@ -22,7 +22,7 @@ from kernels_for_tests import assert_right_kernel, error, observed
 from kvgauge.selftest.checks import run_checks
 from kvgauge_kernels import BACKENDS, KVView, decode, oracle_decode
 from kvgauge_kernels.stored import stored_as
-from kvgauge_kernels.triton import launch
+from kvgauge_kernels.triton import configs, launch, tuned
 from triton_for_tests import (
     INSIDE,
     TritonCase,
@@ -264,3 +264,18 @@ def test_one_graph_of_torch_compile(fmt: str) -> None:
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(q), step(q))
+
+
+@inside
+@pytest.mark.parametrize("fmt", ["fp16", "int4"])
+def test_every_candidate_of_the_tuning_is_right_and_named(fmt: str) -> None:
+    case = replace(ONE, fmt=fmt)
+    view, q = case.view(), case.query()
+    expected = oracle_decode(q, view)
+    entry = configs.choose_for(launch.processor(q.device).room, fmt, 64, 64, paged=False)
+    for config in tuned.candidates(entry):
+        with tuned.on_trial(config):
+            assert error(TRITON.decode(q, view), expected) < MAX_ERROR_OF_GROUPS
+        assert f"config {tuned.named(config)} (on trial)" in TRITON.version()
+    TRITON.decode(q, view)
+    assert f"config {tuned.named(entry)} (table)" in TRITON.version()

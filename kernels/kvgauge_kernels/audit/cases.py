@@ -28,6 +28,8 @@ class Case:
     """Tokens a page, 0 where contiguous."""
     ragged: bool = False
     windowed: bool = False
+    alternate: configs.Config | None = None
+    """Looked at in place of what the host would choose."""
 
     @property
     def name(self) -> str:
@@ -44,8 +46,8 @@ class Case:
 
     def config(self, target: Target) -> configs.Config | None:
         """What the host would choose there; None for the merge, which has one shape."""
-        if not self.reads_rows:
-            return None
+        if not self.reads_rows or self.alternate is not None:
+            return self.alternate
         return configs.choose_for(
             target.room, self.format, self.k_dim, self.v_dim, paged=self.page_size > 0
         )
@@ -55,7 +57,8 @@ class Case:
         config = self.config(target)
         if config is None:
             return f"{self.name}/w{configs.MERGE_WARPS}"
-        return f"{self.name}/n{config.block_n}-w{config.num_warps}-s{config.num_stages}"
+        programs = f"-p{config.programs_per_sm}" if self.alternate else ""
+        return f"{self.name}/n{config.block_n}-w{config.num_warps}-s{config.num_stages}{programs}"
 
 
 def default_cases() -> tuple[Case, ...]:

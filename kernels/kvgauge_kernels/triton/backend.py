@@ -45,7 +45,8 @@ class TritonBackend:
     layouts = frozenset({"contiguous", "paged"})
 
     def version(self) -> str:
-        """This package's and triton's, and the hash of the machine code that ran last, as limits.json has it.
+        """This package's and triton's; of the last launch its configuration and where that came from, and
+        the hash of its machine code, as limits.json has it.
 
         Raises PackageNotFoundError where triton is absent.
         """
@@ -54,7 +55,9 @@ class TritonBackend:
         except metadata.PackageNotFoundError:
             package = "(a checkout)"
         code = launch.last_code_hash()
-        ran = f", code {code}" if code else ""
+        config = launch.last_config()
+        ran = f", config {config}" if config else ""
+        ran += f", code {code}" if code else ""
         return f"kvgauge {package}, triton {metadata.version('triton')}{ran}"
 
     def available(self, device: torch.device) -> str | None:

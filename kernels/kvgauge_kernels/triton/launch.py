@@ -11,7 +11,7 @@ import torch
 
 from kvgauge_kernels.audit.elf import SHORT_HASH, code_hash
 from kvgauge_kernels.stored import FLOAT8_DTYPE, stored_as
-from kvgauge_kernels.triton import configs
+from kvgauge_kernels.triton import configs, tuned
 from kvgauge_kernels.triton.lengths import on_device
 from kvgauge_kernels.triton.splits import chunk_tokens, split_count
 from kvgauge_kernels.view import KVView
@@ -43,6 +43,7 @@ def processor(device: torch.device) -> Processor:
 # What Triton compiled for the launch before, and which kernel: hashed only when someone asks.
 _last: Any = None
 _last_kernel = "split_decode"
+_last_config: str | None = None
 
 
 def last_code_hash() -> str | None:
@@ -50,6 +51,11 @@ def last_code_hash() -> str | None:
     binaries = getattr(_last, "asm", {})
     binary = binaries.get("cubin") or binaries.get("hsaco")
     return None if binary is None else code_hash(binary, _last_kernel)[:SHORT_HASH]
+
+
+def last_config() -> str | None:
+    """The configuration of the last launch, and whence it came (`tuned.py`); None before one."""
+    return _last_config
 
 
 def interpreted() -> bool:
@@ -114,9 +120,10 @@ def _decode(q: torch.Tensor, view: KVView, out: torch.Tensor, sums: torch.Tensor
     if not view.batch:
         return
     on = processor(q.device)
-    config = configs.choose_for(
-        on.room, view.format, view.k_dim, view.v_dim, paged=view.block_table is not None
-    )
+    global _last_config
+    cache = tuned.Cache(view.format, view.k_dim, view.v_dim, view.block_table is not None)
+    config, origin = tuned.config_for(q.device, on.room, cache)
+    _last_config = f"{tuned.named(config)} ({origin})"
     programs = view.kv_heads * -(-group // configs.ROWS)
     at_once = on.multiprocessors * config.programs_per_sm
     read = read_tokens(view)
