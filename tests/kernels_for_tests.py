@@ -72,13 +72,36 @@ def as_stored(name: str, x: torch.Tensor, fmt: str) -> dict[str, Any]:
         return {name: x.to({**DTYPES, **FLOAT8}[fmt])}
     if fmt == "int8":
         return dict(zip((name, f"{name}_scale"), quantized(x), strict=True))
-    return dict(zip((name, f"{name}_scale", f"{name}_zero"), grouped(x, fmt), strict=True))
+    names = (name, f"{name}_scale", f"{name}_zero")
+    if name == "k" and fmt.startswith("kivi"):
+        return dict(zip(names, by_channel(x, fmt), strict=True))
+    return dict(zip(names, grouped(x, fmt), strict=True))
+
+
+def by_channel(x: torch.Tensor, fmt: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `grouped`, for K per channel: steps and smallest numbers `[..., token groups, dim]`."""
+    bits, group = bits_and_group(fmt)
+    sides, codes = [], []
+    for part in torch.split(x, group, dim=-2):
+        zero = part.amin(-2, keepdim=True).half()
+        scale = ((part.amax(-2, keepdim=True) - zero.float()) / (2**bits - 1)).half()
+        sides.append((scale, zero))
+        codes.append(((part - zero) / scale.clamp(min=1e-7)).round().clamp(0, 2**bits - 1))
+    scales, zeros = (torch.cat(side, dim=-2) for side in zip(*sides, strict=True))
+    return _packed(torch.cat(codes, dim=-2), bits), scales, zeros
+
+
+def _packed(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    whole, per_byte = codes.to(torch.int32), 8 // bits
+    packed = sum(whole[..., i::per_byte] * 2 ** (bits * i) for i in range(per_byte))
+    assert isinstance(packed, torch.Tensor)
+    return packed.to(torch.uint8)
 
 
 def grouped(x: torch.Tensor, fmt: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Packed codes, and of each group its step and its smallest number in fp16; `int4`, `int2-g32`."""
     bits, group = bits_and_group(fmt)
-    levels, per_byte = 2**bits - 1, 8 // bits
+    levels = 2**bits - 1
     parts = list(torch.split(x, group, dim=-1))
     zero = torch.stack([part.amin(-1) for part in parts], dim=-1).half()
     top = torch.stack([part.amax(-1) for part in parts], dim=-1)
@@ -87,15 +110,14 @@ def grouped(x: torch.Tensor, fmt: str) -> tuple[torch.Tensor, torch.Tensor, torc
         ((part - zero[..., i, None]) / scale[..., i, None].clamp(min=1e-7)).round().clamp(0, levels)
         for i, part in enumerate(parts)
     ]
-    whole = torch.cat(codes, dim=-1).to(torch.int32)
-    packed = sum(whole[..., i::per_byte] * 2 ** (bits * i) for i in range(per_byte))
-    assert isinstance(packed, torch.Tensor)
-    return packed.to(torch.uint8), scale, zero
+    return _packed(torch.cat(codes, dim=-1), bits), scale, zero
 
 
 def bits_and_group(fmt: str) -> tuple[int, int]:
     """Of a format in groups: bits of a code, elements of a group."""
     base, _, group = fmt.partition("-g")
+    if base.startswith("kivi"):
+        return int(base.removeprefix("kivi")), int(group or 32)
     return int(base.removeprefix("int")), int(group or 64)
 
 
@@ -112,6 +134,10 @@ def as_numbers(view: KVView, which: str) -> Array:
     bits, group = bits_and_group(view.format)
     fields = [np.floor(rows / 2 ** (bits * i)) % 2**bits for i in range(8 // bits)]
     codes = np.stack(fields, axis=-1).reshape(*rows.shape[:-1], -1)
+    if which == "k" and view.format.startswith("kivi"):
+        token = np.arange(codes.shape[-2]) // group
+        by_token: Array = codes * scale[..., token, :] + zero[..., token, :]
+        return by_token
     of = np.arange(codes.shape[-1]) // group
     grouped_out: Array = codes * scale[..., of] + zero[..., of]
     return grouped_out
@@ -157,6 +183,8 @@ def _random_rows(
     bits, group = bits_and_group(fmt)
     codes = torch.randint(0, 256, (*shape, dim * bits // 8), generator=generator, dtype=torch.uint8)
     sides = (*shape, -(-dim // group))
+    if name == "k" and fmt.startswith("kivi"):
+        sides = (*shape[:2], -(-shape[2] // group), dim)
     return {
         name: codes,
         f"{name}_scale": torch.full(sides, 4 / 2**bits, dtype=torch.float16),

@@ -2,8 +2,8 @@
 
 Sources: OCP "Microscaling Formats (MX) v1.0" (mxfp4); NVIDIA, "Introducing NVFP4" (nvfp4); the block
 structs of ggml's `ggml-common.h` (ggml's formats); transformers' QuantizedCache (int4 and int2: groups
-of 64). What a format stores once a tensor or a layer (fp8's scale, nvfp4's global scale) is a few bytes
-a layer and is not counted.
+of 64); KIVI, arXiv 2402.02750 (kivi4 and kivi2: groups of 32). What a format stores once a tensor or a
+layer (fp8's scale, nvfp4's global scale) is a few bytes a layer and is not counted.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ class KVFormat:
     head_dim elements of one token and one head. Where `whole_groups`, a row that is no multiple of
     the group is refused, as llama.cpp refuses it; elsewhere a last group that is not full costs the
     metadata of a whole one, and its elements are not padded.
+
+    `k_group_tokens`: K's groups run along tokens instead, and each of the head_dim channels has its own
+    metadata in each. A last group that is not full costs the metadata of a whole one.
     """
 
     name: str
@@ -31,6 +34,7 @@ class KVFormat:
     scale_bytes: int = 0
     zero_bytes: int = 0
     whole_groups: bool = False
+    k_group_tokens: int | None = None
     grouped_name: bool = False
     """Whether `NAME-gN` names the same format in groups of N."""
 
@@ -61,6 +65,24 @@ class KVFormat:
             )
         return -(-elements // self.group_elements) * per_group
 
+    def k_row_metadata_bytes(self, elements: int) -> int:
+        """As `row_metadata_bytes`, of K: a token's share of what its group of tokens costs."""
+        tokens = self.k_group_tokens
+        if tokens is None:
+            return self.row_metadata_bytes(elements)
+        of_group = elements * (self.scale_bytes + self.zero_bytes)
+        if of_group % tokens:
+            raise UserError(
+                f"KV format {self.name}: {tokens} tokens share {of_group} bytes of scales and zero points of "
+                f"{elements} channels, which is no whole number of bytes a token"
+            )
+        return of_group // tokens
+
+    def k_whole_groups(self, tokens: int) -> int:
+        """Tokens rounded up to those that K has metadata for."""
+        group = self.k_group_tokens
+        return tokens if group is None else -(-tokens // group) * group
+
     @property
     def metadata(self) -> str:
         """What the format stores beside its elements, in words."""
@@ -68,12 +90,21 @@ class KVFormat:
             return "none"
         along = f"{self.group_elements} elements" if self.group_elements else "token and head"
         zero = f" and {self.zero_bytes} bytes of zero point" if self.zero_bytes else ""
-        return f"{self.scale_bytes} bytes of scale{zero} for each {along}"
+        said = f"{self.scale_bytes} bytes of scale{zero} for each {along}"
+        if self.k_group_tokens is None:
+            return said
+        return f"{said} of V, and for each channel and {self.k_group_tokens} tokens of K"
 
 
 def _ggml(name: str, bits: int, *, minimum: bool = False) -> KVFormat:
     # Blocks of 32 with an fp16 scale, and with an fp16 minimum in the `_1` formats.
     return KVFormat(name, bits, 32, scale_bytes=2, zero_bytes=2 * minimum, whole_groups=True)
+
+
+def _kivi(name: str, bits: int) -> KVFormat:
+    return KVFormat(
+        name, bits, 32, scale_bytes=2, zero_bytes=2, k_group_tokens=32, grouped_name=True
+    )
 
 
 FORMATS: dict[str, KVFormat] = {
@@ -89,6 +120,9 @@ FORMATS: dict[str, KVFormat] = {
         # Groups along head_dim for K and V alike, an fp16 scale and an fp16 zero point each.
         KVFormat("int4", 4, 64, scale_bytes=2, zero_bytes=2, grouped_name=True),
         KVFormat("int2", 2, 64, scale_bytes=2, zero_bytes=2, grouped_name=True),
+        # KIVI's split: K per channel. The last tokens, which KIVI keeps in fp16, are not modelled.
+        _kivi("kivi4", 4),
+        _kivi("kivi2", 2),
         KVFormat("nvfp4", 4, 16, scale_bytes=1),  # an e4m3 scale
         KVFormat("mxfp4", 4, 32, scale_bytes=1),  # an e8m0 scale
         _ggml("q8_0", 8),
@@ -120,4 +154,6 @@ def kv_format(name: str) -> KVFormat:
         group.isascii() and group.isdigit() and len(group) < 5 and 1 <= int(group) <= MAX_GROUP
     ):
         raise UserError(f"KV format '{short(name)}': the group must be between 1 and {MAX_GROUP}")
-    return replace(known, name=f"{base}-g{int(group)}", group_elements=int(group))
+    size = int(group)
+    along_tokens = None if known.k_group_tokens is None else size
+    return replace(known, name=f"{base}-g{size}", group_elements=size, k_group_tokens=along_tokens)

@@ -118,6 +118,8 @@ def list_jobs(options: Options, device_kind: str) -> Jobs:
     _check_backends(options.backends, jobs)
     if options.page_sizes:
         left_out |= _without_pages(jobs)
+        if not options.kv_formats:
+            left_out |= _too_short(chosen, options.page_sizes)
     if not jobs:
         why = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise UserError(f"no cell matches this choice{f' ({why})' if why else ''}")
@@ -146,7 +148,11 @@ def _request(
         models=models,
         traces=tuple(Trace(think_tokens=n) for n in options.think_tokens)
         or chosen.traces.get(suite, chosen.traces["decode"]),
-        kv_formats=tuple(kv_format(name).name for name in options.kv_formats or chosen.kv_formats),
+        kv_formats=tuple(
+            kv_format(name).name
+            for name in options.kv_formats or chosen.kv_formats
+            if options.kv_formats or name not in _too_short(chosen, options.page_sizes)
+        ),
         backends=options.backends,
         batches=options.batches or chosen.batches,
         layers_timed=chosen.layers_timed,
@@ -177,6 +183,16 @@ def _without_pages(jobs: Sequence[Job]) -> dict[str, str]:
         f"{name} in pages": "reads contiguous caches alone"
         for name, layouts in reads.items()
         if "paged" not in layouts
+    }
+
+
+def _too_short(chosen: Profile, page_sizes: tuple[int, ...]) -> dict[str, str]:
+    """Of the profile's formats those that share scales of K among more tokens than pages hold."""
+    groups = {name: kv_format(name).k_group_tokens for name in chosen.kv_formats}
+    return {
+        name: f"pages must hold whole groups of {group} tokens"
+        for name, group in groups.items()
+        if group is not None and any(size % group for size in page_sizes)
     }
 
 

@@ -23,8 +23,11 @@ pytestmark = pytest.mark.skipif(probe.why_not() is not None, reason=str(probe.wh
 SHAPES = {"llama-3.1-8b": (32, 8, 128), "smollm2-135m": (9, 3, 64), "phi-3-mini": (32, 32, 96)}
 FORMATS = [("cpu", fmt) for fmt in ("fp32", "fp16", "bf16", "fp8_e4m3", "int8", "int4", "int2")]
 FORMATS += [("cpu-q8", fmt) for fmt in ("int8", "int4", "int2")]
+IN_PAGES = tuple(FORMATS)
+FORMATS += [(name, fmt) for fmt in ("kivi4", "kivi2") for name in ("cpu", "cpu-q8")]
 LAYOUTS = ("contiguous", "pages in order", "pages at random")
-KERNELS = [(name, fmt, layout) for layout in LAYOUTS for name, fmt in FORMATS]
+KERNELS = [(name, fmt, layout) for layout in LAYOUTS[1:] for name, fmt in IN_PAGES]
+KERNELS += [(name, fmt, LAYOUTS[0]) for name, fmt in FORMATS]
 # DeepSeek-V3: query heads, latent_dim, rope_dim.
 LATENT = (128, 512, 64)
 

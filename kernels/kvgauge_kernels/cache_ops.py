@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 
 from kvgauge_kernels.quantize import Rows, quantize
+from kvgauge_kernels.stored import stored_as
 from kvgauge_kernels.view import KVView
 
 
@@ -19,8 +20,10 @@ def append(view: KVView, k: torch.Tensor, v: torch.Tensor) -> KVView:
 
     k: `[batch, kv_heads, k_dim]`, v: `[batch, kv_heads, v_dim]` floats; the view must have `lengths`.
     Of MLA's latents v is the first v_dim elements of k. Returns the view with each length one longer.
-    Raises ValueError where there is no room, and for what is not the cache's.
+    Raises ValueError where there is no room, for what is not the cache's, and where K is per channel: its
+    scales are those of a group of tokens, which are quantized together (`quantize_k`).
     """
+    _of_single_tokens(view, "append")
     if view.lengths is None or max(view.lengths) >= view.tokens:
         raise ValueError(f"no room for a token more in {view.tokens}: lengths {view.lengths}")
     for name, rows, dim in (("k", k, view.k_dim), ("v", v, view.v_dim)):
@@ -42,9 +45,10 @@ def keep(view: KVView, kept: torch.Tensor) -> KVView:
     """Eviction: move the tokens that stay to the front, in place; returns the shorter view.
 
     kept: int64 `[batch, n]`, the positions that stay, rising in each row. K/V heads keep the same
-    tokens. Raises ValueError for positions that do not rise or are not there, and where sequences share
-    the pages that would be written.
+    tokens. Raises ValueError for positions that do not rise or are not there, where sequences share
+    the pages that would be written, and where K is per channel.
     """
+    _of_single_tokens(view, "keep")
     lengths = torch.tensor([view.length(b) for b in range(view.batch)], device=kept.device)
     _whole_numbers("kept", kept)
     if kept.dim() != 2 or kept.shape[0] != view.batch or not kept.shape[1]:
@@ -78,6 +82,15 @@ def copy_pages(view: KVView, source: torch.Tensor, target: torch.Tensor) -> None
         raise ValueError("as many pages to copy as to copy onto, each of those once")
     for tensor in view.stored_tensors().values():
         tensor[target] = tensor[source]
+
+
+def _of_single_tokens(view: KVView, what: str) -> None:
+    together = stored_as(view.format).k_tokens
+    if together > 1:
+        raise ValueError(
+            f"{what}: {view.format} has K per channel, {together} tokens to a scale, and no token of "
+            "them can come or go alone"
+        )
 
 
 def _named(name: str, rows: Rows) -> dict[str, torch.Tensor]:

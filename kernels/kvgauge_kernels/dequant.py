@@ -13,7 +13,14 @@ from collections.abc import Callable
 import torch
 
 from kvgauge_kernels.sdpa import SdpaFlash, flash_limit
-from kvgauge_kernels.stored import FLOAT8_DTYPE, GROUPED_BITS, PLAIN_DTYPE, numbers
+from kvgauge_kernels.stored import (
+    CHANNEL_BITS,
+    FLOAT8_DTYPE,
+    GROUPED_BITS,
+    PLAIN_DTYPE,
+    numbers,
+    numbers_of_k,
+)
 from kvgauge_kernels.torch_ops import FLASH_OPS
 from kvgauge_kernels.view import KVView
 
@@ -30,7 +37,7 @@ class DequantSdpa:
     name = "dequant+sdpa"
     kernel_ops = FLASH_OPS
     forbidden_ops = SdpaFlash.forbidden_ops
-    formats = frozenset({"int8", *GROUPED_BITS, *FLOAT8_DTYPE})
+    formats = frozenset({"int8", *GROUPED_BITS, *CHANNEL_BITS, *FLOAT8_DTYPE})
     layouts = frozenset({"contiguous"})
 
     def __init__(self) -> None:
@@ -75,7 +82,7 @@ class DequantSdpa:
 def dequantized(view: KVView, dtype: torch.dtype) -> KVView:
     """The same cache in fp32, fp16 or bf16; scales, zero points, products and sums round to it."""
     return KVView(
-        numbers(view.k, view.k_scale, view.k_zero, view.format, dtype),
+        numbers_of_k(view.k, view.k_scale, view.k_zero, view.format, dtype),
         numbers(view.v, view.v_scale, view.v_zero, view.format, dtype),
         _FORMAT_OF[dtype],
         lengths=view.lengths,

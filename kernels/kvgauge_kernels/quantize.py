@@ -17,7 +17,8 @@ INT8_MAX = 127
 class Rows:
     """Rows of K or V as a cache of some format holds them; what the format has not is None.
 
-    codes: `[..., head_dim]`, or packed in bytes; scale and zero: fp16 `[...]` or `[..., groups]`.
+    codes: `[..., head_dim]`, or packed in bytes; scale and zero: fp16 `[...]` or `[..., groups]`, and
+    of K per channel `[..., token groups, head_dim]` for codes `[..., tokens, head_dim]`.
     """
 
     codes: torch.Tensor
@@ -39,11 +40,28 @@ def view_of(k: Rows, v: Rows, kv_format: str, **where: Any) -> KVView:
 
 
 def quantize(rows: torch.Tensor, kv_format: str) -> Rows:
-    """`[..., head_dim]` floats in that format; raises ValueError for one that no cache here has."""
+    """`[..., head_dim]` floats in that format; of K's, see also `quantize_k`.
+
+    Raises ValueError for a format that no cache here has.
+    """
     kind = stored_as(kv_format)
     if kind.group is not None:
         return quantize_groups(rows, kind.bits, kind.group)
     return quantize_int8(rows) if kind.scaled else Rows(rows.to(kind.dtype))
+
+
+def quantize_k(rows: torch.Tensor, kv_format: str) -> Rows:
+    """As `quantize`, of K's rows `[..., tokens, head_dim]`: per channel where the format says so.
+
+    The last group of tokens may not be full; its scales are those of the tokens that there are.
+    """
+    kind = stored_as(kv_format)
+    if not kind.k_by_channel:
+        return quantize(rows, kv_format)
+    codes, scale, zero = _grouped(rows.mT, kind.bits, kind.k_tokens)
+    return Rows(
+        packed(codes.mT.contiguous(), kind.bits), scale.mT.contiguous(), zero.mT.contiguous()
+    )
 
 
 def quantize_int8(rows: torch.Tensor) -> Rows:
@@ -64,6 +82,14 @@ def quantize_groups(rows: torch.Tensor, bits: int, group: int) -> Rows:
     Both are rounded to fp16 first. The step is so long that the group's greatest number is within half
     a step of the last code. Source: KIVI (arXiv 2402.02750), eq. 1.
     """
+    codes, scale, zero = _grouped(rows, bits, group)
+    return Rows(packed(codes, bits), scale, zero)
+
+
+def _grouped(
+    rows: torch.Tensor, bits: int, group: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes, uint8 of the shape of `rows`, and scales and zeros of the groups along the last dimension."""
     values, levels = rows.float(), 2**bits - 1
     parts = torch.split(values, group, dim=-1)
     zero = torch.stack([part.amin(dim=-1) for part in parts], dim=-1).to(torch.float16)
@@ -73,8 +99,7 @@ def quantize_groups(rows: torch.Tensor, bits: int, group: int) -> Rows:
         ((part - zero[..., i, None].float()) / scale[..., i, None].float()).round_()
         for i, part in enumerate(parts)
     ]
-    whole = torch.cat(codes, dim=-1).clamp_(0, levels).to(torch.uint8)
-    return Rows(packed(whole, bits), scale, zero)
+    return torch.cat(codes, dim=-1).clamp_(0, levels).to(torch.uint8), scale, zero
 
 
 def _usable(scale: torch.Tensor) -> torch.Tensor:

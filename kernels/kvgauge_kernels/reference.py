@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from kvgauge_kernels.protocol import no_cuda
-from kvgauge_kernels.stored import FLOAT8_DTYPE, GROUPED_BITS, PLAIN_FORMATS, numbers
+from kvgauge_kernels.stored import STORED_FORMATS, numbers, numbers_of_k
 from kvgauge_kernels.torch_ops import SDPA_OPS
 from kvgauge_kernels.view import KVView
 
@@ -22,7 +22,7 @@ class Reference:
     name = "reference"
     kernel_ops = ("aten::mm",)
     forbidden_ops = SDPA_OPS
-    formats = PLAIN_FORMATS | {*FLOAT8_DTYPE, "int8", *GROUPED_BITS}
+    formats = frozenset(STORED_FORMATS)
     layouts = frozenset({"contiguous", "paged"})
 
     def version(self) -> str:
@@ -63,8 +63,8 @@ def oracle_prefill(q: torch.Tensor, view: KVView) -> torch.Tensor:
         n = view.length(b)
         step = max(1, _SCORES // (group * n))
         for h in range(view.kv_heads):
-            k = _float64(view, view.k, view.k_scale, view.k_zero, b, h)
-            v = _float64(view, view.v, view.v_scale, view.v_zero, b, h)
+            k = numbers_of_k(*_of_head(view, "k", b, h), view.format, torch.float64)
+            v = numbers(*_of_head(view, "v", b, h), view.format, torch.float64)
             heads = slice(h * group, (h + 1) * group)
             for first in range(0, q_tokens, step):
                 rows = slice(first, first + step)
@@ -89,16 +89,13 @@ def _attend(
     return torch.matmul(scores.masked_fill_(hidden, float("-inf")).softmax(dim=-1), v)
 
 
-def _float64(
-    view: KVView,
-    stored: torch.Tensor,
-    scale: torch.Tensor | None,
-    zero: torch.Tensor | None,
-    b: int,
-    h: int,
-) -> torch.Tensor:
-    def rows(x: torch.Tensor | None) -> torch.Tensor | None:
-        return None if x is None else view.rows(x, b, slice(h, h + 1))[0]
+def _of_head(
+    view: KVView, name: str, b: int, h: int
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Rows `[tokens, ...]` of K or V, their scales and their zeros."""
+    held = view.tensors()
 
-    values = view.rows(stored, b, slice(h, h + 1))[0]
-    return numbers(values, rows(scale), rows(zero), view.format, torch.float64)
+    def rows(side: str) -> torch.Tensor | None:
+        return view.rows(side, b, slice(h, h + 1))[0] if side in held else None
+
+    return view.rows(name, b, slice(h, h + 1))[0], rows(f"{name}_scale"), rows(f"{name}_zero")

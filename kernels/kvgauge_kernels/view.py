@@ -23,7 +23,8 @@ class KVView:
     codes (`stored.py`) the last dimension is bytes, `k_dim * bits / 8`. Where a format has scales,
     k_scale and v_scale are fp16: `[batch, kv_heads, tokens]`, an element being `stored * scale`; in
     formats of groups `[batch, kv_heads, tokens, groups]`, and k_zero and v_zero are like them, an
-    element being `code * scale + zero`. `lengths` says how many tokens of each sequence are valid;
+    element being `code * scale + zero`; where K is per channel (kivi4, kivi2) k_scale and k_zero are
+    `[batch, kv_heads, token groups, k_dim]`. `lengths` says how many tokens of each sequence are valid;
     None means all. What lies past a sequence's length is never part of a result, but must be finite
     where a backend does not say otherwise.
 
@@ -77,15 +78,18 @@ class KVView:
 
     def _check_scales(self) -> None:
         kind = stored_as(self.format)
+        tokens, grouped = self.k.shape[2], kind.group is not None
+        of_k = kind.k_sides(tokens, self.k_dim)
+        of_v = (tokens, kind.groups(self.v_dim)) if grouped else (tokens,)
         sides = (
-            ("k_scale", self.k_scale, self.k_dim, kind.scaled),
-            ("v_scale", self.v_scale, self.v_dim, kind.scaled),
-            ("k_zero", self.k_zero, self.k_dim, kind.group is not None),
-            ("v_zero", self.v_zero, self.v_dim, kind.group is not None),
+            ("k_scale", self.k_scale, of_k, kind.scaled),
+            ("v_scale", self.v_scale, of_v, kind.scaled),
+            ("k_zero", self.k_zero, of_k, grouped),
+            ("v_zero", self.v_zero, of_v, grouped),
         )
-        for name, tensor, dim, needed in sides:
+        for name, tensor, shape, needed in sides:
             what = "scales" if name.endswith("scale") else "zero points"
-            wanted = [*self.k.shape[:3], *([kind.groups(dim)] if kind.group else [])]
+            wanted = [*self.k.shape[:2], *shape]
             if tensor is None and needed:
                 raise ValueError(f"an {self.format} cache needs {name} ({what}, {wanted})")
             if tensor is not None and not needed:
@@ -107,6 +111,12 @@ class KVView:
             raise ValueError(f"block_table is on {table.device}, k on {self.k.device}")
         if self.page_size is None or self.page_size < 1 or self.page_size != self.k.shape[2]:
             raise ValueError(f"page_size {self.page_size}, and pages of {self.k.shape[2]} tokens")
+        together = stored_as(self.format).k_tokens
+        if self.page_size % together:
+            raise ValueError(
+                f"page_size {self.page_size}: {self.format} needs pages of whole groups, "
+                f"multiples of {together} tokens"
+            )
 
     def _check_lengths(self) -> None:
         if self.lengths is not None:
@@ -179,7 +189,10 @@ class KVView:
         """
         if self.layout != "contiguous":
             raise ValueError("a paged cache cannot be cut without a copy")
-        cut: dict[str, Any] = {name: x[rows, :, :tokens] for name, x in self.tensors().items()}
+        cut: dict[str, Any] = {
+            name: x[rows, :, : -(-tokens // self.tokens_to(name))]
+            for name, x in self.tensors().items()
+        }
         return replace(self, **cut, lengths=None)
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -187,6 +200,10 @@ class KVView:
         names = ("k", "v", "k_scale", "v_scale", "k_zero", "v_zero")
         found = {name: getattr(self, name) for name in names}
         return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    def tokens_to(self, name: str) -> int:
+        """Tokens that share an entry of that tensor: more than one of K's scales per channel."""
+        return stored_as(self.format).k_tokens if name in ("k_scale", "k_zero") else 1
 
     @property
     def shares_rows(self) -> bool:
@@ -199,22 +216,22 @@ class KVView:
         found = self.tensors()
         return {n: x for n, x in found.items() if not (self.shares_rows and n.startswith("v"))}
 
-    def rows(self, pool: torch.Tensor, sequence: int, heads: slice) -> torch.Tensor:
-        """The valid rows of one of this view's tensors: `[heads, tokens, ...]`, of one sequence.
+    def rows(self, name: str, sequence: int, heads: slice) -> torch.Tensor:
+        """The valid rows of one of `tensors`, by name: `[heads, tokens, ...]`, of one sequence.
 
         A part of it where the cache is contiguous, a copy where it is paged.
         """
-        n = self.length(sequence)
+        pool, n = self.tensors()[name], self.length(sequence)
+        own = -(-n // self.tokens_to(name))
         if self.block_table is None or self.page_size is None:
-            return pool[sequence, heads, :n]
+            return pool[sequence, heads, :own]
         pages = self.block_table[sequence, : -(-n // self.page_size)].long()
-        return pool[:, heads][pages].transpose(0, 1).flatten(1, 2)[:, :n]
+        return pool[:, heads][pages].transpose(0, 1).flatten(1, 2)[:, :own]
 
     def gathered(self, sequence: int) -> KVView:
         """One sequence as a contiguous cache of its valid tokens, copied where this one is paged."""
         own: dict[str, Any] = {
-            name: self.rows(x, sequence, slice(None)).unsqueeze(0)
-            for name, x in self.tensors().items()
+            name: self.rows(name, sequence, slice(None)).unsqueeze(0) for name in self.tensors()
         }
         whole: dict[str, Any] = {
             "lengths": None,

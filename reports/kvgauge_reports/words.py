@@ -52,7 +52,7 @@ READING: tuple[tuple[str, str], ...] = (
         "eager: grouped heads, scores written to memory, as a plain implementation without "
         "FlashAttention. sdpa-math: torch's reference path, which repeats K and V and accumulates "
         "in fp32. sdpa-flash: torch's fused kernel for this device. cpu: kvgauge's own fused decode "
-        "kernels for CPUs; cpu-q8 reads an int8, int4 or int2 cache with the query and the weights in "
+        "kernels for CPUs; cpu-q8 reads a cache of integers with the query and the weights in "
         "8 bits too.",
     ),
     (

@@ -28,14 +28,19 @@ from kvgauge.measure.stats import median
 from kvgauge.store.provenance import git_state
 from kvgauge_kernels import BACKENDS
 from kvgauge_kernels.cpu import probe
+from kvgauge_kernels.cpu.native_module import native
 from kvgauge_kernels.stored import PLAIN_DTYPE
 
 DEPTHS = (8192, 16384, 32768, 65536, 131072)
 # Between the two states that a virtual machine's cores were seen in: 31 to 50 and 129 to 209 ns.
 NEAR_NS = 80.0
 FORMATS = (
-    *(("cpu", fmt) for fmt in ("fp16", "bf16", "fp32", "fp8_e4m3", "int8", "int4", "int2")),
-    *(("cpu-q8", fmt) for fmt in ("int8", "int4", "int2")),
+    *(("cpu", fmt) for fmt in ("fp16", "bf16", "fp32", "fp8_e4m3")),
+    *(
+        (name, fmt)
+        for name in ("cpu", "cpu-q8")
+        for fmt in ("int8", "int4", "int2", "kivi4", "kivi2")
+    ),
 )
 IN_PAGES = ("fp16", "int8", "int4")
 LINES = (("cpu", "fp16"), ("cpu", "int8"), ("cpu", "int4"))
@@ -156,7 +161,7 @@ def roof_table(depth: int, rounds: int, read: Callable[[], float]) -> list[str]:
 def torch_table(rounds: int, read: Callable[[], float]) -> list[str]:
     """Of each format our kernel and all that torch has."""
     lines: list[str] = []
-    for fmt in ("fp32", "fp16", "bf16", "fp8_e4m3", "int8", "int4", "int2"):
+    for fmt in ("fp32", "fp16", "bf16", "fp8_e4m3", "int8", "int4", "int2", "kivi4", "kivi2"):
         names = [name for name in ("cpu", *OF_TORCH) if able(name, fmt)]
         cases = [case(f"`{name}` {fmt}", name, fmt, 32768) for name in names]
         lines += table(cases, measure(cases, rounds, read), cases[0])[2 if lines else 0 :]
@@ -168,9 +173,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--out", type=Path, default=Path("results/cpu_roof.md"))
+    parser.add_argument(
+        "--level", choices=("portable", "avx2", "avx512"), help="of kernels and probe"
+    )
     given = parser.parse_args()
-    if probe.why_not() is not None:
+    module = native()
+    if module is None or probe.why_not() is not None:
         raise SystemExit(str(probe.why_not()))
+    if given.level is not None:
+        module.force_level(given.level)
     device = CpuDevice()
     read = make_probe(device).read_bytes_per_s
     parts: list[str] = []
@@ -178,16 +189,17 @@ def main() -> None:
         parts += [f"\n## {depth:,} tokens\n", *roof_table(depth, given.rounds, read)]
     parts += ["\n## Time against depth\n", *depth_table(given.rounds, read)]
     parts += ["\n## Beside torch, 32,768 tokens\n", *torch_table(max(5, given.rounds // 10), read)]
+    again = f" --level {given.level} --out {given.out}" if given.level else ""
     revision, dirty = git_state()
     changed = " with changes" if dirty else ""
     given.out.write_text(f"""# The CPU kernels at the memory roof
 
-Run on {datetime.now(UTC):%Y-%m-%d} on {device.ref.name}, {probe.level()}, Python \
+Run on {datetime.now(UTC):%Y-%m-%d} on {device.ref.name}, {module.level()}, Python \
 {platform.python_version()}, torch {torch.__version__}, revision {(revision or "unknown")[:7]}{changed}.
 
 {(__doc__ or "").split(chr(10) * 2)[2].strip()}
 
-Again: `PYTHONPATH=bench:kernels:reports:tests python -m campaigns.cpu_roof --rounds {given.rounds}`.
+Again: `PYTHONPATH=bench:kernels:reports:tests python -m campaigns.cpu_roof --rounds {given.rounds}{again}`.
 {chr(10).join(parts)}
 """)
 

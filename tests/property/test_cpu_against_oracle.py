@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels_for_tests import DTYPES, FLOAT8, as_stored, error
+from kernels_for_tests import DTYPES, FLOAT8, as_stored, bits_and_group, error
 from kvgauge_kernels import BACKENDS, KVView, oracle_decode
 from kvgauge_kernels.cpu.native_module import native
 
@@ -24,7 +24,7 @@ BEST = LEVELS.index(NATIVE.best_level()) if NATIVE else 0
 OWN_ERROR = {"plain": 1e-5, "cpu": 1e-3, "cpu-q8": 3e-2}
 # So small that elements, or the scales of them, are denormal.
 SMALL = {"fp16": 2.0**-20, "int8": 2.0**-16, "int4": 2.0**-16, "int2": 2.0**-16,
-         "fp8_e4m3": 2.0**-8, "fp8_e5m2": 2.0**-16}  # fmt: skip
+         "kivi4": 2.0**-16, "kivi2": 2.0**-16, "fp8_e4m3": 2.0**-8, "fp8_e5m2": 2.0**-16}  # fmt: skip
 ROUNDING = {torch.float32: 0.0, torch.float16: 5e-4, torch.bfloat16: 4e-3}
 
 
@@ -59,7 +59,7 @@ class Case:
 
     @property
     def integers(self) -> bool:
-        return self.fmt.startswith("int")
+        return self.fmt.startswith(("int", "kivi"))
 
     def view(self) -> KVView:
         generator = torch.Generator().manual_seed(self.seed)
@@ -68,7 +68,7 @@ class Case:
         sides: dict[str, Any] = {}
         for name, x in zip("kv", rows, strict=True):
             # Where no token is the codes are the largest there are, and all else is NaN.
-            sides |= {n: self._poisoned(y) for n, y in as_stored(name, x, self.fmt).items()}
+            sides |= {n: self._poisoned(n, y) for n, y in as_stored(name, x, self.fmt).items()}
         window: dict[str, Any] = {"window": self.window[0], "sink_tokens": self.window[1]}
         if self.page_size is None:
             sides |= {n: self._strided(x) for n, x in sides.items() if x.dim() == 4}
@@ -90,9 +90,14 @@ class Case:
             x[..., 1::2, :] *= SMALL.get(self.fmt.partition("-")[0], 1e-40)
         return x
 
-    def _poisoned(self, x: torch.Tensor) -> torch.Tensor:
+    def _together(self, name: str) -> int:
+        """Tokens to an entry of that tensor."""
+        by_channel = self.fmt.startswith("kivi") and name in ("k_scale", "k_zero")
+        return bits_and_group(self.fmt)[1] if by_channel else 1
+
+    def _poisoned(self, name: str, x: torch.Tensor) -> torch.Tensor:
         for i, n in enumerate(self.lengths):
-            x[i, :, n:] = nothing(x.dtype)
+            x[i, :, -(-n // self._together(name)) :] = nothing(x.dtype)
         return x
 
     def _strided(self, x: torch.Tensor) -> torch.Tensor:
@@ -110,7 +115,9 @@ class Case:
         used = len(self.lengths) * per_row
         order = torch.randperm(used + 2, generator=generator)
         table = order[:used].view(len(self.lengths), per_row).to(torch.int32)
-        pools: dict[str, Any] = {name: self._pool(x, table, used + 2) for name, x in sides.items()}
+        pools: dict[str, Any] = {
+            name: self._pool(name, x, table, used + 2) for name, x in sides.items()
+        }
         for i, n in enumerate(self.lengths):
             table[i, -(-n // size) :] = -12345  # never to be read
         return KVView(
@@ -122,13 +129,15 @@ class Case:
             **pools,
         )
 
-    def _pool(self, x: torch.Tensor, table: torch.Tensor, pages: int) -> torch.Tensor:
-        size = self.page_size or 1
+    def _pool(self, name: str, x: torch.Tensor, table: torch.Tensor, pages: int) -> torch.Tensor:
+        together = self._together(name)
+        size = (self.page_size or 1) // together
         shape = (pages, self.kv_heads, size, *x.shape[3:])
         pool = torch.full(shape, nothing(x.dtype), dtype=x.dtype)
         if self.tokens_first:
             pool = pool.transpose(1, 2).contiguous().transpose(1, 2)
-        for i, n in enumerate(self.lengths):
+        for i, length in enumerate(self.lengths):
+            n = -(-length // together)
             for t in range(0, n, size):
                 part = x[i, :, t : min(n, t + size)]
                 pool[int(table[i, t // size]), :, : part.shape[1]] = part
@@ -141,11 +150,18 @@ def nothing(dtype: torch.dtype) -> float:
 
 FORMATS = (
     *DTYPES, *FLOAT8, "int8", "int4", "int2", "int4-g16", "int2-g16", "int4-g32", "int2-g32",
-    "int4-g48", "int4-g128", "int2-g4096",
+    "int4-g48", "int4-g128", "int2-g4096", "kivi4", "kivi2", "kivi4-g16", "kivi2-g64", "kivi4-g160",
 )  # fmt: skip
 windows = st.just((None, 0)) | st.tuples(st.integers(1, 200), st.integers(0, 90))
 one_dim = st.sampled_from([16, 64, 80, 96, 112, 128, 192, 256])
 dims = one_dim.map(lambda n: (n, n)) | st.tuples(one_dim, one_dim)
+
+
+def page_sizes(fmt: str) -> list[int]:
+    if not fmt.startswith("kivi"):
+        return [1, 16, 64, 7, 129]
+    group = bits_and_group(fmt)[1]
+    return [group, 2 * group, 5 * group]
 
 
 @st.composite
@@ -153,7 +169,7 @@ def cases(draw: st.DrawFn) -> Case:
     fmt = draw(st.sampled_from(FORMATS))
     large = (
         st.just((576, 512))
-        if "-g" not in fmt and fmt not in ("int4", "int2")
+        if "-g" not in fmt and fmt not in ("int4", "int2", "kivi4", "kivi2")
         else one_dim.map(lambda n: (n, n))
     )
     length = st.integers(1, 300) | st.integers(1, 10_000 if draw(st.integers(0, 9)) == 0 else 70)
@@ -164,7 +180,7 @@ def cases(draw: st.DrawFn) -> Case:
         draw(st.integers(1, 3)),
         draw(st.integers(1, 16) | st.integers(17, 40)),
         tuple(draw(st.lists(length, min_size=1, max_size=3))),
-        draw(st.none() | st.sampled_from([1, 16, 64, 7, 129])),
+        draw(st.none() | st.sampled_from(page_sizes(fmt))),
         draw(st.booleans()),
         draw(st.integers(0, 70)),
         draw(st.booleans()),

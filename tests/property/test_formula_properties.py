@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +17,8 @@ from kvgauge.shapes.types import LayerShape, ModelShape, StatePart
 from kvgauge.traces.types import Trace
 
 FMT = st.sampled_from(list(FORMATS.values()))
+BY_TOKEN = FMT.filter(lambda fmt: fmt.k_group_tokens is None)
+BY_CHANNEL = FMT.filter(lambda fmt: fmt.k_group_tokens is not None)
 DIM = st.integers(1, 8).map(lambda blocks: 32 * blocks)  # what every format takes
 TOKENS = st.integers(0, 200_000)
 
@@ -39,16 +43,30 @@ def shapes(draw: st.DrawFn) -> ModelShape:
     return ModelShape("drawn", tuple(layers), 64, 100, None, None, "test")
 
 
-@given(shapes(), TOKENS, FMT)
+@given(shapes(), TOKENS, BY_TOKEN)
 def test_the_next_token_adds_the_marginal_bytes(shape: ModelShape, n: int, fmt: KVFormat) -> None:
     grown = request_bytes(shape, n + 1, fmt) - request_bytes(shape, n, fmt)
     assert grown == marginal_bytes(shape, n, fmt) >= 0
+
+
+@given(DIM, DIM, st.integers(0, 5000), BY_CHANNEL)
+def test_a_group_of_tokens_adds_their_marginal_bytes_and_costs_them_with_its_first(
+    k_dim: int, v_dim: int, groups: int, fmt: KVFormat
+) -> None:
+    shape = ModelShape("one", (LayerShape("full", 8, 2, k_dim, v_dim),), 64, 100, None, None, "t")
+    size = fmt.k_group_tokens or 1
+    held = [request_bytes(shape, groups * size + n, fmt) for n in range(size + 1)]
+    assert held[-1] - held[0] == size * marginal_bytes(shape, groups * size, fmt)
+    channels = 2 * k_dim * 4  # scale and zero point of each, of two heads
+    later = {b - a for a, b in pairwise(held[1:])}
+    assert later == {held[1] - held[0] - channels}
 
 
 @given(shapes(), TOKENS, FMT, st.integers(1, 512))
 def test_pages_add_less_than_one_page_a_layer(
     shape: ModelShape, n: int, fmt: KVFormat, page_size: int
 ) -> None:
+    page_size *= fmt.k_group_tokens or 1
     exact, paged = request_bytes(shape, n, fmt), request_bytes(shape, n, fmt, page_size)
     one_page = sum(
         page_size * layer.kv_heads * (fmt.row_bytes(layer.k_dim) + fmt.row_bytes(layer.v_dim))
@@ -105,6 +123,8 @@ def test_bytes_grow_with_tokens_and_fall_with_ranks(
     shape: ModelShape, n: int, more: int, fmt: KVFormat, tp: int
 ) -> None:
     for engine in ENGINES.values():
+        if engine.page_tokens and engine.page_tokens % (fmt.k_group_tokens or 1):
+            continue
         whole, part = Storage(fmt, engine=engine), Storage(fmt, None, tp, engine)
         held = held_bytes(shape, n, part)
         assert held <= held_bytes(shape, n + more, part)
@@ -114,15 +134,17 @@ def test_bytes_grow_with_tokens_and_fall_with_ranks(
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
     """A mixed stack on some card."""
+    fmt = draw(FMT)
+    together = fmt.k_group_tokens
     return make_plan(
         draw(mixed_shapes()),
         Trace(draw(st.integers(0, 5000)), draw(TOKENS)),
-        kv_format_name=draw(st.sampled_from(list(FORMATS))),
+        kv_format_name=fmt.name,
         weight_format=draw(st.sampled_from(["bf16", "fp8", "int4"])),
         batch=draw(st.integers(1, 300)),
-        page_size=draw(st.none() | st.integers(1, 512)),
+        page_size=draw(st.none() | st.integers(1, 512).map(lambda n: n * (together or 1))),
         tensor_parallel=draw(st.sampled_from([1, 2, 8])),
-        engine=draw(st.sampled_from(["hf", "vllm"])),
+        engine=draw(st.sampled_from(["hf"] if together else ["hf", "vllm"])),
         gpu=draw(st.sampled_from([card.name for card in CARDS])),
         utilization=draw(st.floats(0.01, 1.0)),
         reserve_bytes=draw(st.integers(0, 10**11)),

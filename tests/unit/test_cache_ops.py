@@ -113,6 +113,26 @@ def test_what_cannot_be_done(step: Any, says: str) -> None:
         step(view)
 
 
+def test_no_token_comes_or_goes_alone_where_tokens_share_scales() -> None:
+    view = make_view("kivi4", tokens=40, lengths=(35, 36))
+    with pytest.raises(ValueError, match="append: kivi4 has K per channel, 32 tokens to a scale"):
+        append(view, ROW, ROW)
+    with pytest.raises(ValueError, match="keep: kivi4 has K per channel, 32 tokens to a scale"):
+        keep(view, torch.tensor([[1], [2]]))
+
+
+def test_pages_of_keys_per_channel_are_copied_with_their_scales() -> None:
+    pool = make_view("kivi2-g16", batch=5, tokens=32, k_dim=16)
+    table = torch.tensor([[0, 1], [2, 3]], dtype=torch.int32)
+    view = replace(pool, layout="paged", page_size=32, block_table=table)
+    before = {name: x.clone() for name, x in view.tensors().items()}
+    assert len(before) == 6
+    copy_pages(view, torch.tensor([1]), torch.tensor([4]))
+    for name, x in view.tensors().items():
+        assert torch.equal(x[4], before[name][1])
+        assert torch.equal(x[:4], before[name][:4])
+
+
 @pytest.mark.parametrize("fmt", ["bf16", "int8"])
 def test_latents_are_written_once(fmt: str) -> None:
     """V lies in K's rows: whatever is done to it a second time undoes the first."""
@@ -131,7 +151,7 @@ def test_latents_are_written_once(fmt: str) -> None:
     left = keep(longer, kept)
     wanted = quantize(numbers, fmt)
     for b in range(2):
-        assert torch.equal(left.rows(left.k, b, slice(None))[0], wanted.codes[b, kept[b]])
+        assert torch.equal(left.rows("k", b, slice(None))[0], wanted.codes[b, kept[b]])
         if wanted.scale is not None and left.k_scale is not None:
             assert torch.equal(left.k_scale[b, 0, :4], wanted.scale[b, kept[b]])
 

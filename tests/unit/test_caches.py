@@ -12,12 +12,12 @@ from kvgauge.errors import UnsupportedLayout
 from kvgauge.formats import kv_format
 from kvgauge.formula.held import request_bytes
 from kvgauge.shapes.types import LayerShape
-from kvgauge_kernels.quantize import Rows, quantize, quantize_int8
-from kvgauge_kernels.stored import STORED_FORMATS, numbers, stored_as
+from kvgauge_kernels.quantize import Rows, quantize, quantize_int8, quantize_k
+from kvgauge_kernels.stored import STORED_FORMATS, numbers, numbers_of_k, stored_as
 from shapes_for_tests import gqa
 
 CPU = torch.device("cpu")
-FORMATS = [*STORED_FORMATS, "int4-g32", "int2-g40"]
+FORMATS = [*STORED_FORMATS, "int4-g32", "int2-g40", "kivi4-g64", "kivi2-g16"]
 
 
 def make(fmt: str, tokens: int = 50, batch: int = 2, window: int | None = None) -> ContiguousCache:
@@ -46,7 +46,7 @@ def test_fill_writes_every_row_with_random_data(fmt: str) -> None:
             tensor.zero_()
     cache.fill(torch.Generator().manual_seed(1))
     for layer in cache.layers:
-        k, v = (in_float64(rows, fmt) for rows in (layer.k, layer.v))
+        k, v = keys_in_float64(layer.k, fmt), in_float64(layer.v, fmt)
         for tensor in (k, v):
             assert (tensor != 0).any(dim=-1).all()
             assert 0.5 < tensor.std() < 2
@@ -56,6 +56,10 @@ def test_fill_writes_every_row_with_random_data(fmt: str) -> None:
 
 def in_float64(rows: Rows, fmt: str) -> torch.Tensor:
     return numbers(rows.codes, rows.scale, rows.zero, fmt, torch.float64)
+
+
+def keys_in_float64(rows: Rows, fmt: str) -> torch.Tensor:
+    return numbers_of_k(rows.codes, rows.scale, rows.zero, fmt, torch.float64)
 
 
 def test_one_seed_one_content() -> None:
@@ -106,6 +110,36 @@ def test_codes_in_groups_are_off_by_at_most_half_a_step(
     # Half a step, and what the ends of a group lose where fp16 rounds its zero and its step.
     slack = top.double() * 2.0**-11 + (2**kind.bits - 1) * step * 2.0**-10 + 2.0**-24
     assert ((in_float64(stored, fmt) - values.double()).abs() <= step / 2 + slack).all()
+
+
+@given(
+    st.sampled_from(["kivi4", "kivi2", "kivi4-g16"]), st.integers(1, 100), st.floats(1e-2, 1e2),
+    st.floats(-5, 5),
+)  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_keys_per_channel_are_off_by_at_most_half_a_step(
+    fmt: str, tokens: int, size: float, middle: float
+) -> None:
+    values = torch.randn(2, tokens, 16) * size + middle
+    stored, kind = quantize_k(values, fmt), stored_as(fmt)
+    assert stored.scale is not None
+    step = stored.scale.double().abs().repeat_interleave(kind.k_tokens, -2)[:, :tokens]
+    top = values.abs().amax(dim=(0, 1)).double()
+    slack = top * 2.0**-11 + (2**kind.bits - 1) * step * 2.0**-10 + 2.0**-24
+    assert ((keys_in_float64(stored, fmt) - values.double()).abs() <= step / 2 + slack).all()
+
+
+def test_a_channel_that_stands_out_costs_the_others_nothing() -> None:
+    values = torch.randn(2, 70, 16)
+    plain = quantize_k(values, "kivi2")
+    values[..., 3] *= 100
+    out = quantize_k(values, "kivi2")
+    assert plain.scale is not None
+    assert out.scale is not None
+    assert out.scale.shape == (2, 3, 16)
+    others = [d for d in range(16) if d != 3]
+    assert torch.equal(out.scale[..., others], plain.scale[..., others])
+    assert (out.scale[..., 3] > 90 * plain.scale[..., 3]).all()
 
 
 @pytest.mark.parametrize("fmt", ["int4", "int2"])

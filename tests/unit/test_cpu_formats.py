@@ -117,3 +117,45 @@ def test_8_bits_with_avx2_want_whole_pieces(level: str, fmt: str, dim: int, take
         assert reason is None
     else:
         assert f"needs AVX-512 with VNNI, not {level}" in str(reason)
+
+
+@built
+def test_the_operator_checks_keys_per_channel(level: str) -> None:
+    view = make_view("kivi4", batch=2, tokens=48, k_dim=64)
+    q = make_query(view, 2, torch.float32)
+    table = torch.zeros(2, 1, dtype=torch.int32)
+    given: dict[str, Any] = {
+        "q": q, **view.tensors(), "block_table": None, "lengths": None, "kv_format": "kivi4",
+        "int_bits": 16, "window": 0, "sink_tokens": 0,
+    }  # fmt: skip
+    out = torch.ops.kvgauge.cpu_decode(**given)
+    assert error(out, oracle_decode(q, view)) < 1e-4
+    assert view.k_scale is not None
+    for change, says in (
+        ({"k_scale": view.v_scale}, r"scales must be float16 \[2, 2, 2, 64\]"),
+        ({"v_scale": view.k_scale}, r"scales must be float16 \[2, 2, 48, 2\]"),
+        ({"k_zero": None}, "kivi4 has zero points"),
+        ({"k_scale": view.k_scale.mT.contiguous().mT}, "next to each other"),
+        ({"block_table": table}, "pages must hold whole groups of tokens"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            torch.ops.kvgauge.cpu_decode(**{**given, **change})
+
+
+@built
+@pytest.mark.parametrize("name", ["cpu", "cpu-q8"])
+@pytest.mark.parametrize("sign", ["negative", "zero", "infinite", "not a number"])
+def test_scales_of_a_channel_that_are_no_steps(level: str, name: str, sign: str) -> None:
+    view = make_view("kivi4", tokens=90, k_dim=128)
+    if BACKENDS[name].supports(view, torch.float32):
+        pytest.skip("cpu-q8 is for AVX-512 here")
+    assert view.k_scale is not None
+    wrong = {"negative": -0.5, "zero": 0.0, "infinite": float("inf"), "not a number": float("nan")}
+    view.k_scale[:, 0, 1, 17] = wrong[sign]
+    q = make_query(view, 4, torch.float32)
+    out, expected = BACKENDS[name].decode(q, view), oracle_decode(q, view)
+    if sign in ("negative", "zero"):
+        assert error(out, expected) < 3e-2
+    else:
+        assert out[:, :4].isnan().all()
+        assert torch.isfinite(out[:, 4:]).all()

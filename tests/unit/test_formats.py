@@ -45,7 +45,26 @@ def test_formats_equal_real_tensors() -> None:
     }
     rows = TOKENS * HEADS
     assert {name: rows * kv_format(name).row_bytes(HEAD_DIM) for name in real} == real
-    assert set(FORMATS) == (set(real) - {"int4-g32"}) | set(GGML)
+    assert set(FORMATS) == (set(real) - {"int4-g32"}) | set(GGML) | {"kivi4", "kivi2"}
+
+
+@pytest.mark.parametrize(("name", "bits", "group"), [("kivi4", 4, 32), ("kivi2-g64", 2, 64)])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_k_per_channel_equals_real_tensors(name: str, bits: int, group: int, groups: int) -> None:
+    tokens = groups * group
+    codes = torch.empty(tokens, HEAD_DIM * bits // 8, dtype=torch.uint8)
+    k_side = torch.empty(groups, HEAD_DIM, dtype=torch.float16)
+    v_side = torch.empty(tokens, HEAD_DIM // group, dtype=torch.float16)
+    fmt = kv_format(name)
+    k_row = fmt.row_element_bytes(HEAD_DIM) + fmt.k_row_metadata_bytes(HEAD_DIM)
+    assert tokens * k_row == nbytes(codes, k_side, k_side)
+    assert tokens * fmt.row_bytes(HEAD_DIM) == nbytes(codes, v_side, v_side)
+    assert [fmt.k_whole_groups(n) for n in (1, group, group + 1)] == [group, group, 2 * group]
+
+
+def test_k_per_channel_wants_whole_bytes_a_token() -> None:
+    with pytest.raises(UserError, match=r"96 tokens share 320 bytes .* of 80 channels"):
+        kv_format("kivi4-g96").k_row_metadata_bytes(80)
 
 
 @pytest.mark.parametrize("name", GGML)

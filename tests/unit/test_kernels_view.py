@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 
@@ -115,3 +118,26 @@ def test_refusals_say_what_would_be_read() -> None:
     assert view.refusal(torch.float32, plain) == "a cache of float16 with queries of float32"
     assert view.refusal(torch.float16, {"int8"}) == "format fp16: it reads int8"
     assert "contiguous caches only" in str(paged.refusal(torch.float16, plain))
+
+
+def test_pages_hold_whole_groups_where_tokens_share_scales() -> None:
+    view = make_view("kivi4-g16", batch=2, tokens=32, k_dim=32)
+    table = torch.tensor([[1, 0]], dtype=torch.int32)
+    pages: dict[str, Any] = {"layout": "paged", "page_size": 32, "block_table": table}
+    paged = replace(view, **pages, lengths=(50,))
+    gathered = paged.gathered(0)
+    assert gathered.k.shape == (1, 2, 50, 16)
+    assert gathered.k_scale is not None
+    assert gathered.k_scale.shape == (1, 2, 4, 32)
+    assert view.k_scale is not None
+    assert torch.equal(gathered.k_scale[0, :, :2], view.k_scale[1])
+    assert torch.equal(gathered.k_scale[0, :, 2:], view.k_scale[0])
+    cut = view.narrowed(slice(0, 1), 17)
+    assert cut.k_scale is not None
+    assert cut.k_scale.shape == (1, 2, 2, 32)
+    assert view.k_zero is not None
+    with pytest.raises(ValueError, match=r"zero points must be \[2, 2, 2, 32\].*k_zero"):
+        replace(view, k_zero=view.k_zero[:, :, :1])
+    odd = make_view("kivi4-g16", batch=2, tokens=24, k_dim=32)
+    with pytest.raises(ValueError, match="page_size 24: kivi4-g16 needs pages of whole groups"):
+        replace(odd, **{**pages, "page_size": 24})

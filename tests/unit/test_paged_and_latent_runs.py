@@ -61,6 +61,32 @@ def test_pages_are_held_whole_and_read_by_those_who_can(
 
 
 @built
+def test_keys_per_channel_hold_whole_groups_of_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = run(tmp_path, monkeypatch, (FULL, SLIDING), kv_formats=("kivi4",), page_sizes=(64,))
+    assert {r.status for r in records} <= {"ok", "disturbed"}, [r.reason for r in records]
+    row = 16 + 16 + 4  # codes of K, codes and a scale and a zero of V
+    held = {(r.suite, cell(r).page_size): r.measured.kv_bytes for r in records if r.measured}
+    for suite in ("footprint", "decode"):
+        assert held[suite, None] == 2 * ((50 + 20) * row + (2 + 1) * 32 * 4)
+        assert held[suite, 64] == 2 * ((64 + 64) * row + (2 + 2) * 32 * 4)
+
+
+def test_pages_that_hold_no_whole_group_of_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "resolve", lambda _name: shape(FULL))
+    with pytest.raises(UserError, match=r"pages of 16 tokens: kivi4 .* multiple of 32"):
+        run(tmp_path, monkeypatch, (FULL,), kv_formats=("kivi4",), page_sizes=(16,))
+    listed = jobs.list_jobs(jobs.Options(profile="nightly", models=("x",), page_sizes=(16,)), "cpu")
+    assert listed.left_out["kivi2"] == "pages must hold whole groups of 32 tokens"
+    formats = {job.plan.cell.kv_format for job in listed.jobs}
+    assert "int2" in formats
+    assert "kivi2" not in formats
+
+
+@built
 def test_latents_are_stored_once_and_read_by_those_who_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,7 +98,7 @@ def test_every_format_and_layout_has_a_backend_that_is_right() -> None:
     assert {(fmt, "contiguous") for fmt in STORED_FORMATS} <= right
     assert not [c for c in checks if c.state in ("wrong", "failed")]
     if BACKENDS["cpu"].available(CPU) is None:
-        assert len(right) == 8 * 4
+        assert len(right) == 8 * 4 + 2 * 2  # K per channel not in pages of 16
     assert all(c.reason for c in checks if c.state == "unsupported")
 
 
@@ -164,7 +164,10 @@ def test_an_oracle_that_does_not_answer_fails_every_backend(
 
     monkeypatch.setattr("kvgauge.selftest.checks.oracle_decode", dead)
     checks = run_checks(CPU, seed=1)
-    assert {check.state for check in checks} == {"failed"}
+    assert {check.state for check in checks} == {"failed", "unsupported"}
+    assert {c.layout for c in checks if c.state == "unsupported"} == {
+        "pages of 16", "pages of 16, a window"
+    }  # fmt: skip
     assert "the oracle: RuntimeError: an illegal memory access" in str(checks[0].reason)
 
 

@@ -8,7 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvgauge_kernels.stored import is_stored, numbers, packed, stored_as, unpacked
+from kvgauge_kernels.stored import (
+    is_stored,
+    numbers,
+    numbers_of_k,
+    packed,
+    stored_as,
+    unpacked,
+)
 
 
 @given(st.sampled_from([2, 4]), st.integers(1, 40), st.integers(0, 99))
@@ -28,6 +35,20 @@ def test_a_row_in_groups_worked_out_by_hand() -> None:
     scale, zero = torch.tensor([[2.0, 0.5]]).half(), torch.tensor([[-1.0, 3.0]]).half()
     found = numbers(rows, scale, zero, "int4-g5", torch.float64)  # the last group has 3 elements
     assert found.tolist() == [[-1.0, 1.0, 3.0, 5.0, 7.0, 10.5, 3.0, 3.0]]
+
+
+def test_keys_per_channel_worked_out_by_hand() -> None:
+    rows = torch.tensor([[0x21], [0x43], [0xF0]], dtype=torch.uint8)  # 3 tokens of 2 channels
+    scale = torch.tensor([[2.0, 0.5], [4.0, 1.0]]).half()  # 2 tokens to a group; the last has 1
+    zero = torch.tensor([[-1.0, 3.0], [0.0, 10.0]]).half()
+    found = numbers_of_k(rows, scale, zero, "kivi4-g2", torch.float64)
+    assert found.tolist() == [[1.0, 4.0], [5.0, 5.0], [0.0, 25.0]]
+    by_token = numbers(
+        rows, scale[:1, :1].expand(3, 1), zero[:1, :1].expand(3, 1), "kivi4-g2", torch.float64
+    )
+    assert by_token.tolist() == [[1.0, 3.0], [5.0, 7.0], [-1.0, 29.0]]
+    with pytest.raises(ValueError, match="kivi4-g2 lacks its scales or zero points"):
+        numbers_of_k(rows, scale, None, "kivi4-g2", torch.float64)
 
 
 def test_eight_bits_of_a_float() -> None:

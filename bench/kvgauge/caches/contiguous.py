@@ -15,7 +15,7 @@ import torch
 from kvgauge.errors import UnsupportedLayout
 from kvgauge.shapes.types import LayerShape
 from kvgauge_kernels import KVView
-from kvgauge_kernels.quantize import Rows, quantize, view_of
+from kvgauge_kernels.quantize import Rows, quantize, quantize_k, view_of
 from kvgauge_kernels.stored import stored_as
 
 # A prime number of random rows, copied over and over: random data at the speed of a copy, and no
@@ -28,7 +28,7 @@ _HELD = "a cache holds K and V heads, or latents without an index and not in gro
 class LayerCache:
     """One layer: k's codes `[batch, kv_heads, tokens, k_dim]` or packed in bytes, v's likewise.
 
-    Scales and zeros are `[batch, kv_heads, tokens]`, of formats in groups `[..., groups]`.
+    Scales and zeros are as in KVView.
     """
 
     k: Rows
@@ -75,7 +75,7 @@ class ContiguousCache:
     def fill(self, generator: torch.Generator) -> None:
         """Write random data over everything, so that every page is really there."""
         for layer in self.layers:
-            _fill(self.format, layer.k, generator, spread=float(layer.latent))
+            _fill(self.format, layer.k, generator, spread=float(layer.latent), is_k=True)
             # Were every copy of the pool alike, attention over one of them would be that over all.
             if not layer.latent:
                 _fill(self.format, layer.v, generator, spread=1.0)
@@ -111,12 +111,21 @@ def allocate_layer(
     if shape.kind not in ("full", "sliding"):
         raise UnsupportedLayout("layer.kind", shape.kind, _HELD)
     rows = (batch, shape.kv_heads, kept)
+    kind = stored_as(kv_format)
     return LayerCache(
-        _empty(rows, shape.k_dim, kv_format, device), _empty(rows, shape.v_dim, kv_format, device)
+        _empty(rows, shape.k_dim, kv_format, device, (*rows[:2], *kind.k_sides(kept, shape.k_dim))),
+        _empty(rows, shape.v_dim, kv_format, device),
     )
 
 
-def _empty(rows: tuple[int, ...], dim: int, kv_format: str, device: torch.device) -> Rows:
+def _empty(
+    rows: tuple[int, ...],
+    dim: int,
+    kv_format: str,
+    device: torch.device,
+    sides: tuple[int, ...] | None = None,
+) -> Rows:
+    """Rows of `dim` elements; `sides`: the shape of scales and zeros that are not a row's own."""
     kind = stored_as(kv_format)
     if dim % kind.per_byte:
         raise UnsupportedLayout(
@@ -124,8 +133,8 @@ def _empty(rows: tuple[int, ...], dim: int, kv_format: str, device: torch.device
         )
 
     def side() -> torch.Tensor:
-        groups = () if kind.group is None else (kind.groups(dim),)
-        return torch.empty((*rows, *groups), dtype=torch.float16, device=device)
+        own = (*rows, kind.groups(dim)) if kind.group is not None else rows
+        return torch.empty(sides or own, dtype=torch.float16, device=device)
 
     return Rows(
         torch.empty((*rows, dim // kind.per_byte), dtype=kind.dtype, device=device),
@@ -134,15 +143,26 @@ def _empty(rows: tuple[int, ...], dim: int, kv_format: str, device: torch.device
     )
 
 
-def _fill(kv_format: str, target: Rows, generator: torch.Generator, spread: float) -> None:
+def _fill(
+    kv_format: str,
+    target: Rows,
+    generator: torch.Generator,
+    spread: float,
+    *,
+    is_k: bool = False,
+) -> None:
     """Copies of a random pool; `spread` is how far their sizes differ, around 1."""
     kind = stored_as(kv_format)
     dim = target.codes.shape[-1] * kind.per_byte
     numbers = torch.randn(_POOL_ROWS, dim, generator=generator, device=generator.device)
-    copies = -(-target.codes.shape[:-1].numel() // _POOL_ROWS)
+    pool = (quantize_k if is_k else quantize)(numbers, kv_format)
+    # Where tokens share scales those have copies of their own.
+    copies = max(
+        -(-into.shape[:3].numel() // rows.shape[0])
+        for into, rows in zip(target.tensors(), pool.tensors(), strict=True)
+    )
     drawn = torch.rand(copies, generator=generator, device=generator.device)
     sizes: list[float] = (1 + spread * (drawn - 0.5)).tolist()
-    pool = quantize(numbers, kv_format)
     for into, rows in zip(target.tensors(), pool.tensors(), strict=True):
         # Of scaled rows the scale, and the zero with it, says how large they are.
         sized = not kind.scaled or rows is not pool.codes
@@ -151,7 +171,7 @@ def _fill(kv_format: str, target: Rows, generator: torch.Generator, spread: floa
 
 def _tile(target: torch.Tensor, pool: torch.Tensor, sizes: Sequence[float]) -> None:
     starts = range(0, target.shape[0], pool.shape[0])
-    for start, size in zip(starts, sizes, strict=True):
+    for start, size in zip(starts, sizes, strict=False):  # there may be more sizes than are needed
         part = target[start : start + pool.shape[0]]
         rows = pool[: part.shape[0]]
         # In fp32: there is no arithmetic in 8-bit floats.

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from kvgauge.formula.capacity import usable_bytes
 from kvgauge.formula.floor import datasheet_rates, operation_times
-from kvgauge.formula.held import layer_bytes, row_bytes, slots_held, tokens_held
+from kvgauge.formula.held import (
+    layer_bytes,
+    open_group_bytes,
+    row_bytes,
+    slots_held,
+    tokens_held,
+)
 from kvgauge.formula.moved import Operation, step_operations
 from kvgauge.formula.plan import Plan
 from kvgauge.formula.setting import Setting
@@ -61,7 +67,9 @@ def _layer(layer: LayerShape, count: int, tokens: int, chosen: Setting, size: in
         window = "" if layer.window is None else f"min({tokens:,}, window {layer.window:,}) = "
         slots = slots_held(layer, tokens, chosen.storage)
         room = "" if slots == kept else f", room for {slots:,}"
-        lines.append(f"    x {window}{kept:,} tokens{room} = {size:,} bytes a layer")
+        last = open_group_bytes(layer, slots, chosen.storage)
+        more = f" + {last:,} bytes of K's last group, which is not full" if last else ""
+        lines.append(f"    x {window}{kept:,} tokens{room}{more} = {size:,} bytes a layer")
     if not lines:
         return [f"{name}: nothing held"]
     return [*lines, f"    x {count} = {count * size:,} bytes"]

@@ -32,6 +32,12 @@ class Storage:
             raise UserError(f"page size {self.page_size}: must be at least 1 token")
         if self.tensor_parallel < 1:
             raise UserError(f"tensor parallel size {self.tensor_parallel}: must be at least 1")
+        page, together = self.page_tokens, self.fmt.k_group_tokens
+        if page is not None and together is not None and page % together:
+            raise UserError(
+                f"pages of {page} tokens: {self.fmt.name} shares scales of K among {together} tokens, "
+                f"and a page holds whole groups; set --page-size to a multiple of {together}"
+            )
 
     @property
     def page_tokens(self) -> int | None:
@@ -78,14 +84,25 @@ def row_bytes(layer: LayerShape, storage: Storage) -> RowBytes:
     index = storage.engine.index_format.row_bytes(layer.index_dim)
     if layer.kind == "mla":
         latent = layer.latent_dim + layer.rope_dim
-        return RowBytes(fmt.row_element_bytes(latent), fmt.row_metadata_bytes(latent), index)
+        return RowBytes(fmt.row_element_bytes(latent), fmt.k_row_metadata_bytes(latent), index)
     heads = kv_heads_per_rank(layer.kv_heads, storage.tensor_parallel)
-    dims = (layer.k_dim, layer.v_dim)
+    k_dim, v_dim = layer.k_dim, layer.v_dim
     return RowBytes(
-        heads * sum(map(fmt.row_element_bytes, dims)),
-        heads * sum(map(fmt.row_metadata_bytes, dims)),
+        heads * (fmt.row_element_bytes(k_dim) + fmt.row_element_bytes(v_dim)),
+        heads * (fmt.k_row_metadata_bytes(k_dim) + fmt.row_metadata_bytes(v_dim)),
         index,
     )
+
+
+def open_group_bytes(layer: LayerShape, tokens: int, storage: Storage) -> int:
+    """Metadata of K beyond its tokens' shares, where the last group of `tokens` tokens is not full."""
+    missing = storage.fmt.k_whole_groups(tokens) - tokens
+    if not missing or not layer.is_attention:
+        return 0
+    if layer.kind == "mla":
+        return missing * storage.fmt.k_row_metadata_bytes(layer.latent_dim + layer.rope_dim)
+    heads = kv_heads_per_rank(layer.kv_heads, storage.tensor_parallel)
+    return missing * heads * storage.fmt.k_row_metadata_bytes(layer.k_dim)
 
 
 def token_row_bytes(layer: LayerShape, storage: Storage) -> int:
@@ -127,7 +144,10 @@ def layer_state_bytes(layer: LayerShape, storage: Storage) -> int:
 
 def layer_bytes(layer: LayerShape, tokens: int, storage: Storage) -> int:
     """Bytes that one layer holds of one sequence of `tokens`, on one rank."""
-    rows = slots_held(layer, tokens, storage) * token_row_bytes(layer, storage)
+    slots = slots_held(layer, tokens, storage)
+    rows = slots * token_row_bytes(layer, storage)
+    if not layer.shared:
+        rows += open_group_bytes(layer, slots, storage)
     return rows + layer_state_bytes(layer, storage) if layer.state else rows
 
 

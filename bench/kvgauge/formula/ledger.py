@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvgauge.formula.capacity import usable_bytes
-from kvgauge.formula.held import layer_state_bytes, row_bytes, slots_held, tokens_held
+from kvgauge.formula.held import (
+    layer_state_bytes,
+    open_group_bytes,
+    row_bytes,
+    slots_held,
+    tokens_held,
+)
 from kvgauge.formula.setting import Setting
 from kvgauge.formula.stack import distinct_layers
 from kvgauge.shapes.types import ModelShape
@@ -67,9 +73,11 @@ def _cache_parts(shape: ModelShape, tokens: int, setting: Setting) -> dict[str, 
         row, kept = row_bytes(layer, storage), tokens_held(layer, tokens)
         name = "latents, mla layers" if layer.kind == "mla" else f"K and V, {layer.kind} layers"
         ideal[name] = ideal.get(name, 0) + many * kept * row.elements
-        rest[METADATA] += many * kept * row.metadata
+        slots = slots_held(layer, tokens, storage)
+        open_group = open_group_bytes(layer, slots, storage)
+        rest[METADATA] += many * (kept * row.metadata + open_group)
         rest[INDEX] += many * kept * row.index
-        rest[rounding] += many * (slots_held(layer, tokens, storage) - kept) * row.total
+        rest[rounding] += many * (slots - kept) * row.total
     return ideal | rest
 
 

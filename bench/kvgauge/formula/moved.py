@@ -19,6 +19,7 @@ from kvgauge.formats import KVFormat
 from kvgauge.formula.held import (
     Storage,
     layer_state_bytes,
+    open_group_bytes,
     row_bytes,
     token_row_bytes,
     tokens_held,
@@ -45,7 +46,8 @@ class Operation:
 
 def layer_read_bytes(layer: LayerShape, tokens: int, storage: Storage) -> int:
     """Bytes that one step of one sequence reads in a layer, on one rank."""
-    rows = tokens_held(layer, tokens) * row_bytes(layer, storage).total
+    kept = tokens_held(layer, tokens)
+    rows = kept * row_bytes(layer, storage).total + open_group_bytes(layer, kept, storage)
     return rows + layer_state_bytes(layer, storage) if layer.state else rows
 
 

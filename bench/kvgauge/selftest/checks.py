@@ -11,8 +11,8 @@ import torch
 from kvgauge.measure.validity import kernel_fault, observe_ops, output_fault, relative_error
 from kvgauge.suites.decode import BY_NAME_ON_CPU
 from kvgauge_kernels import BACKENDS, AttentionBackend, KVView, oracle_decode
-from kvgauge_kernels.quantize import Rows, quantize, view_of
-from kvgauge_kernels.stored import PLAIN_DTYPE, STORED_FORMATS
+from kvgauge_kernels.quantize import quantize, quantize_k, view_of
+from kvgauge_kernels.stored import PLAIN_DTYPE, STORED_FORMATS, stored_as
 
 State = Literal["right", "wrong", "unsupported", "failed"]
 _DIMS = ((64, 64), (128, 128), (192, 128))
@@ -58,6 +58,13 @@ def run_checks(
     for fmt in STORED_FORMATS:
         for layout, page_size, windowed in _LAYOUTS:
             for dims in _DIMS:
+                together = stored_as(fmt).k_tokens
+                if page_size is not None and page_size % together:
+                    said = f"K per channel: a page holds whole groups of {together} tokens"
+                    checks += [
+                        Check(b.name, fmt, layout, *dims, "unsupported", None, said) for b in able
+                    ]
+                    continue
                 try:
                     view, q = _cache(fmt, dims, page_size, device, seed)
                     if windowed:
@@ -112,10 +119,10 @@ def _cache(
     shape = (batch * pages, _KV_HEADS, size)
     table = torch.randperm(batch * pages, generator=generator).view(batch, pages).to(torch.int32)
 
-    def rows(dim: int) -> Rows:
-        return quantize(torch.randn(*shape, dim, generator=generator).to(device), fmt)
+    def drawn(dim: int) -> torch.Tensor:
+        return torch.randn(*shape, dim, generator=generator).to(device)
 
-    k, v = rows(dims[0]), rows(dims[1])
+    k, v = quantize_k(drawn(dims[0]), fmt), quantize(drawn(dims[1]), fmt)
     where: dict[str, Any] = {}
     if page_size is not None:
         where = {"layout": "paged", "page_size": size, "block_table": table.to(device)}

@@ -77,7 +77,7 @@ PROFILES: dict[str, Profile] = {
         Profile(
             "nightly",
             models=(*_THREE, "llama-3.2-1b", "qwen3-8b", "qwen3-32b", "mistral-7b-v0.1"),
-            kv_formats=("fp32", "fp16", "bf16", "fp8_e4m3", "int8", "int4", "int2"),
+            kv_formats=("fp32", "fp16", "bf16", "fp8_e4m3", "int8", "int4", "int2", "kivi2"),
             batches=(1, 4),
             layers_timed=2,
             traces={

@@ -22,7 +22,7 @@ from kvgauge.measure.validity import (
     tokens_fault,
 )
 from kvgauge_kernels import AttentionBackend, KVView, oracle_decode
-from kvgauge_kernels.stored import numbers, stored_as
+from kvgauge_kernels.stored import numbers_of_k, stored_as
 
 # A step that returns early is waited for as long as it took, within these bounds.
 _LEAST_WAIT_S, _MOST_WAIT_S = 0.02, 1.0
@@ -148,7 +148,7 @@ def look(work: Work, expected: Expected) -> tuple[tuple[int, ...], float]:
         own = [
             row[:, turn :: len(tokens)]
             for turn, token in enumerate(tokens)
-            for row in _token_rows(view, view.v, token)
+            for row in _token_rows(view, "v", token)
         ]
         for row in own:
             _turn(row)
@@ -174,12 +174,18 @@ def _turn(rows: torch.Tensor) -> None:
         rows.neg_()
 
 
-def _token_rows(view: KVView, of: torch.Tensor, token: int) -> list[torch.Tensor]:
-    """Of one of the view's tensors that token of each sequence, `[kv_heads, ...]`; not copies."""
+def _token_rows(view: KVView, name: str, token: int) -> list[torch.Tensor]:
+    """Of one of the view's tensors, by name, that token of each sequence, `[kv_heads, ...]`; not copies."""
+    of, together = view.tensors()[name], view.tokens_to(name)
     if view.block_table is None or view.page_size is None:
-        return [of[b, :, token] for b in range(view.batch)]
+        return [of[b, :, token // together] for b in range(view.batch)]
     pages = view.block_table[:, token // view.page_size].tolist()
-    return [of[page, :, token % view.page_size] for page in pages]
+    return [of[page, :, token % view.page_size // together] for page in pages]
+
+
+def _side(of_token: torch.Tensor | None) -> torch.Tensor | None:
+    """Scales or zeros `[batch, ...]` of a token as those of a row of one token, `[batch, 1, ...]`."""
+    return None if of_token is None else of_token[:, None]
 
 
 def _query_of_values(q: torch.Tensor, view: KVView) -> torch.Tensor:
@@ -233,10 +239,10 @@ def _query_towards(q: torch.Tensor, view: KVView, tokens: tuple[int, ...]) -> to
     for head in range(q.shape[1]):
         kv_head, token = head // view.group(q), tokens[head % len(tokens)]
         row = {
-            name: torch.stack([each[kv_head] for each in _token_rows(view, x, token)])
-            for name, x in view.tensors().items()
+            name: torch.stack([each[kv_head] for each in _token_rows(view, name, token)])
+            for name in view.tensors()
         }
-        keys.append(
-            numbers(row["k"], row.get("k_scale"), row.get("k_zero"), view.format, torch.float32)
-        )
+        scale, zero = _side(row.get("k_scale")), _side(row.get("k_zero"))
+        one_token = row["k"][:, None]
+        keys.append(numbers_of_k(one_token, scale, zero, view.format, torch.float32)[:, 0])
     return (_TOWARDS * torch.stack(keys, dim=1)).to(q.dtype)

@@ -9,7 +9,14 @@ import torch
 
 from kvgauge_kernels.cpu.native_module import NOT_BUILT, instructions
 from kvgauge_kernels.cpu.operators import OP, Q_FORMAT
-from kvgauge_kernels.stored import FLOAT8_DTYPE, GROUPED_BITS, PLAIN_DTYPE, PLAIN_FORMATS, stored_as
+from kvgauge_kernels.stored import (
+    CHANNEL_BITS,
+    FLOAT8_DTYPE,
+    GROUPED_BITS,
+    PLAIN_DTYPE,
+    PLAIN_FORMATS,
+    stored_as,
+)
 from kvgauge_kernels.torch_ops import SDPA_OPS
 from kvgauge_kernels.torch_prefill import prefill_by_torch
 from kvgauge_kernels.view import KVView
@@ -17,18 +24,18 @@ from kvgauge_kernels.view import KVView
 # The native code's own limits (native/view.h).
 _DIM_STEP, _MAX_DIM, _MAX_GROUPED_DIM = 16, 576, 256
 _AVX2_PIECE_BYTES = 16  # native/packed_avx2.h
-_INTEGERS = frozenset({"int8", *GROUPED_BITS})
+_INTEGERS = frozenset({"int8", *GROUPED_BITS, *CHANNEL_BITS})
 
 
 class CpuBackend:
     """The project's own decode kernels, by the instructions that this CPU has.
 
-    fp32, fp16, bf16 and fp8 caches are computed in fp32. Against int8, int4 and int2 caches the query
+    fp32, fp16, bf16 and fp8 caches are computed in fp32. Against caches of integers the query
     and the attention weights are quantized too: to 16 bits in `cpu` (about 4e-5 of error), to 8 bits in
     `cpu-q8` (about 1e-2), which is faster. Those errors are for queries of like-sized numbers: one
     step serves a whole head, so a number that stands out costs the others their precision. Where
     there are no integer kernels `cpu` computes in fp32: with AVX2 those are for int8, and for int4
-    and int2 rows and groups of whole 16 bytes.
+    and int2 rows and groups of whole 16 bytes, but not for K per channel.
     Memory past a sequence's length, and pages that no sequence uses, may hold anything.
 
     Prefill is torch's: it runs through sdpa-flash, or sdpa-math where the K and V dims differ, over a copy
@@ -129,7 +136,7 @@ class CpuBackend:
 def _whole_pieces(view: KVView) -> bool:
     """Whether AVX2's integer kernels take the rows and groups: of int4 and int2, in whole pieces."""
     kind, dims = stored_as(view.format), (view.k_dim, view.v_dim)
-    if kind.group is None:
+    if kind.group is None or kind.k_by_channel:
         return False
     sizes = [dim * kind.bits // 8 for dim in dims]
     if any(kind.groups(dim) > 1 for dim in dims):

@@ -5,6 +5,7 @@ They check what they are given: a wrong shape here would read memory that is not
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from kvgauge_kernels.stored import PLAIN_DTYPE, Stored, stored_as
 OP = "kvgauge::cpu_decode"
 # As the native code numbers them (native/view.h).
 _FORMAT = {
-    "fp32": 0, "fp16": 1, "bf16": 2, "int8": 3, "int4": 4, "int2": 5, "fp8_e4m3": 6, "fp8_e5m2": 7
+    "fp32": 0, "fp16": 1, "bf16": 2, "int8": 3, "int4": 4, "int2": 5, "fp8_e4m3": 6, "fp8_e5m2": 7,
+    "kivi4": 4, "kivi2": 5,
 }  # fmt: skip
 Q_FORMAT = {dtype: _FORMAT[name] for name, dtype in PLAIN_DTYPE.items()}
 
@@ -72,7 +74,15 @@ def _run(
         _FORMAT[kind.base],
         Q_FORMAT[q.dtype],
         int_bits,
-        (batch, kv_heads, q_heads // kv_heads, k_dim, v_dim, kind.group or 0),
+        (
+            batch,
+            kv_heads,
+            q_heads // kv_heads,
+            k_dim,
+            v_dim,
+            kind.group or 0,
+            kind.k_tokens if kind.k_by_channel else 0,
+        ),
         (q.data_ptr(), q.stride(0), q.stride(1), out.data_ptr(), lse.data_ptr() if with_lse else 0),
         (_address(k), _address(k_scale), _address(k_zero)),
         (_address(v), _address(v_scale), _address(v_zero)),
@@ -106,8 +116,9 @@ def _check(
         raise ValueError(f"no kernel for q {q.dtype}, k {k.dtype}, v {v.dtype} as {kv_format}")
     if any(x.stride(-1) != 1 for x in (q, k, v)):
         raise ValueError("the elements of a row must lie next to each other")
-    for sides, cache in ((of_k, k), (of_v, v)):
-        _check_sides(sides, kind, cache)
+    along_rows = replace(kind, k_by_channel=False)
+    for sides, cache, stored in ((of_k, k, kind), (of_v, v, along_rows)):
+        _check_sides(sides, stored, cache)
     if block_table is None:
         sequences = k.shape[0]
     elif block_table.dim() != 2 or block_table.dtype != torch.int32:
@@ -119,9 +130,8 @@ def _check(
 
 
 def _check_sides(sides: _Sides, kind: Stored, cache: torch.Tensor) -> None:
-    wanted = list(cache.shape[:3])
-    if kind.group is not None:
-        wanted.append(kind.groups(cache.shape[3] * kind.per_byte))
+    tokens, dim = cache.shape[2], cache.shape[3] * kind.per_byte
+    wanted = [*cache.shape[:2], *kind.k_sides(tokens, dim)]
     needed = (kind.scaled, kind.group is not None)
     for name, side, must in zip(("scales", "zero points"), sides, needed, strict=True):
         if (side is not None) != must:

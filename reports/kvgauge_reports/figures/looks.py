@@ -18,6 +18,8 @@ _FORMAT = {
     "int8": (style.GREEN, "D"),
     "int4": (style.PINK, "<"),
     "int2": (style.SKY, ">"),
+    "kivi4": (style.PINK, "X"),
+    "kivi2": (style.SKY, "X"),
     "fp8_e4m3": (style.VIOLET, "*"),
     "fp8_e5m2": (style.BROWN, "d"),
 }

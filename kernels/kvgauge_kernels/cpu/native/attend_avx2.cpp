@@ -15,6 +15,7 @@ Kernels packed_kernels(const Problem& p) {
 }  // namespace
 
 Kernels kernels_avx2(const Problem& p) {
+  if (p.k_group_tokens) return plain_kernels<Avx2>(p);
   if (p.format == Format::int4 && PackedAvx2<4, 1>::takes(p)) return packed_kernels<4>(p);
   if (p.format == Format::int2 && PackedAvx2<2, 1>::takes(p)) return packed_kernels<2>(p);
   if (p.format == Format::int8) {

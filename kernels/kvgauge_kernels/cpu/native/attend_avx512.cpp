@@ -12,14 +12,16 @@ Kernels bytewise_kernels(const Problem& p) {
   return {attend<Avx512, Bytewise<Dim, 2>>, finish<Avx512>};
 }
 
-template <int Bits, int RowBytes>
+template <int Bits, int RowBytes, bool ByChannel = false>
 Kernels packed_kernels_of(const Problem& p) {
-  if (p.int_bits == 8) return {attend<Avx512, Packed<Bits, RowBytes, 1>>, finish<Avx512>};
-  return {attend<Avx512, Packed<Bits, RowBytes, 2>>, finish<Avx512>};
+  if (p.int_bits == 8) return {attend<Avx512, Packed<Bits, RowBytes, 1, ByChannel>>, finish<Avx512>};
+  return {attend<Avx512, Packed<Bits, RowBytes, 2, ByChannel>>, finish<Avx512>};
 }
 
 template <int Bits>
 Kernels packed_kernels(const Problem& p) {
+  if (p.k_group_tokens && p.k_dim == 128 && p.v_dim == 128) return packed_kernels_of<Bits, 128 * Bits / 8, true>(p);
+  if (p.k_group_tokens) return packed_kernels_of<Bits, 0, true>(p);
   if (p.k_dim == 64 && p.v_dim == 64) return packed_kernels_of<Bits, 64 * Bits / 8>(p);
   if (p.k_dim == 128 && p.v_dim == 128) return packed_kernels_of<Bits, 128 * Bits / 8>(p);
   return packed_kernels_of<Bits, 0>(p);

@@ -16,6 +16,7 @@
 
 #include "attend.h"
 #include "block.h"
+#include "channels.h"
 #include "scales.h"
 
 namespace kvgauge {
@@ -25,13 +26,15 @@ constexpr float kInfinity = __builtin_huge_valf();
 
 // Plain arithmetic in fp32, for every format; codes are converted like other numbers. Of int8 the scales are
 // applied to the scores and the weights, of grouped formats to the elements. Head dims that are known when this
-// is compiled (0: not) are faster.
-template <class Isa, Format F, int KDim, int VDim>
+// is compiled (0: not) are faster. ByChannel: K's scales are per channel.
+template <class Isa, Format F, int KDim, int VDim, bool ByChannel = false>
 struct Plain {
   using V = typename Isa::V;
   static constexpr int kBits = bits_of(F);
 
   alignas(64) float q[kMaxGroup * (KDim ? KDim : kMaxHeadDim)];
+  // Of the tokens at hand, where it is by channel.
+  alignas(64) float channel_scale[ByChannel ? kMaxGroupedDim : 1], channel_zero[ByChannel ? kMaxGroupedDim : 1];
 
   static KVGAUGE_INLINE int k_dim(const Problem& p) { return KDim ? KDim : p.k_dim; }
   static KVGAUGE_INLINE int v_dim(const Problem& p) { return VDim ? VDim : p.v_dim; }
@@ -48,35 +51,18 @@ struct Plain {
   // Scores of H query heads from `first` on: out[h * kBlock + token].
   template <int H>
   void scores(const Problem& p, int first, const Block& block, const Block& v_ahead, const Scales<Isa>& scales,
-              int tokens, float* out) const {
-    constexpr int T = Isa::kAccumulators / H;
-    const int dims = k_dim(p), v_bytes = bytes(v_dim(p));
-    for (int t = 0; t < tokens; t += T) {
-      V acc[H * T];
-#pragma GCC unroll 16
-      for (int i = 0; i < H * T; ++i) acc[i] = Isa::zero();
-#pragma GCC unroll 2
-      for (int d = 0; d < dims; d += Isa::kLanes) {
-        V row[T];
-#pragma GCC unroll 16
-        for (int i = 0; i < T; ++i)
-          row[i] = element(p, block.k[t + i], d, scales.k, scales.k_zero, t + i);
-#pragma GCC unroll 4
-        for (int h = 0; h < H; ++h) {
-          const V x = Isa::load(q + (first + h) * dims + d);
-#pragma GCC unroll 16
-          for (int i = 0; i < T; ++i) acc[h * T + i] = Isa::fma(x, row[i], acc[h * T + i]);
+              int tokens, float* out) {
+    if constexpr (ByChannel) {
+      for_token_groups(p, block, tokens, [&](int from, int to, const char* scale, const char* zero) {
+        for (int d = 0; d < k_dim(p); d += Isa::kLanes) {
+          Isa::store(channel_scale + d, Isa::template read<Format::fp16>(scale + 2 * d));
+          Isa::store(channel_zero + d, Isa::template read<Format::fp16>(zero + 2 * d));
         }
-      }
-      if (first == 0)
-        for (int i = 0; i < T; ++i) prefetch_row(v_ahead.v[t + i], v_bytes);
-      alignas(64) float sum[H * T];
-      Isa::sums(acc, sum);
-#pragma GCC unroll 4
-      for (int h = 0; h < H; ++h) std::memcpy(out + h * kBlock + t, sum + h * T, T * sizeof(float));
+        scores_of<H>(p, first, block, v_ahead, scales, from, to, out);
+      });
+    } else {
+      scores_of<H>(p, first, block, v_ahead, scales, 0, tokens, out);
     }
-    if constexpr (F == Format::int8)
-      for (int h = 0; h < H; ++h) multiply(out + h * kBlock, scales.k[0], tokens);
   }
 
   // rows += weights * V, for H query heads, `stride` floats apart.
@@ -106,6 +92,48 @@ struct Plain {
   static void settle(const Problem&, float*) {}
 
  private:
+  // Of tokens [from, to).
+  template <int H>
+  KVGAUGE_INLINE void scores_of(const Problem& p, int first, const Block& block, const Block& v_ahead,
+                                const Scales<Isa>& scales, int from, int to, float* out) const {
+    constexpr int T = Isa::kAccumulators / H;
+    const int dims = k_dim(p), v_bytes = bytes(v_dim(p));
+    for (int t = from; t < to; t += T) {
+      V acc[H * T];
+#pragma GCC unroll 16
+      for (int i = 0; i < H * T; ++i) acc[i] = Isa::zero();
+#pragma GCC unroll 2
+      for (int d = 0; d < dims; d += Isa::kLanes) {
+        V row[T];
+#pragma GCC unroll 16
+        for (int i = 0; i < T; ++i)
+          row[i] = k_element(p, block.k[t + i], d, scales, t + i);
+#pragma GCC unroll 4
+        for (int h = 0; h < H; ++h) {
+          const V x = Isa::load(q + (first + h) * dims + d);
+#pragma GCC unroll 16
+          for (int i = 0; i < T; ++i) acc[h * T + i] = Isa::fma(x, row[i], acc[h * T + i]);
+        }
+      }
+      if (first == 0)
+        for (int i = 0; i < T; ++i) prefetch_row(v_ahead.v[t + i], v_bytes);
+      alignas(64) float sum[H * T];
+      Isa::sums(acc, sum);
+#pragma GCC unroll 4
+      for (int h = 0; h < H; ++h) std::memcpy(out + h * kBlock + t, sum + h * T, T * sizeof(float));
+    }
+    if constexpr (F == Format::int8)
+      for (int h = 0; h < H; ++h) multiply(out + h * kBlock, scales.k[0], to);
+  }
+
+  // A vector of elements of K from d on, of the t-th token.
+  KVGAUGE_INLINE V k_element(const Problem& p, const char* row, int d, const Scales<Isa>& scales, int t) const {
+    if constexpr (!ByChannel)
+      return element(p, row, d, scales.k, scales.k_zero, t);
+    else
+      return Isa::fma(Isa::template read<F>(row + bytes(d)), Isa::load(channel_scale + d), Isa::load(channel_zero + d));
+  }
+
   // A vector of elements from d on, of the t-th token.
   static KVGAUGE_INLINE V element(const Problem& p, const char* row, int d, const float (&scale)[kMaxGroups][kBlock],
                                   const float (&zero)[kMaxGroups][kBlock], int t) {
@@ -261,9 +289,10 @@ void attend(const Problem& p, const Task& task, Parts parts, int64_t apart) {
   find(blocks[0], blocks[2]);
   find(blocks[1], blocks[0]);
   int at = 0;
-  for (int64_t token = task.first; token < task.last; token += p.block_tokens)
+  for (int64_t token = task.first, taken = 0; token < task.last; token += taken)
     for (int64_t i = 0; i < task.heads; ++i, at = (at + 1) % 3) {
       Block& block = blocks[at];
+      taken = block.tokens;
       const Block& next = blocks[(at + 1) % 3];
       Block& second = blocks[(at + 2) % 3];
       find(second, next);
@@ -346,8 +375,17 @@ Kernels plain_kernels_of(const Problem& p) {
   }
 }
 
+// K per channel: int4 and int2.
+template <class Isa, int Dim>
+Kernels channel_kernels_of(const Problem& p) {
+  if (p.format == Format::int4) return {attend<Isa, Plain<Isa, Format::int4, Dim, Dim, true>>, finish<Isa>};
+  return {attend<Isa, Plain<Isa, Format::int2, Dim, Dim, true>>, finish<Isa>};
+}
+
 template <class Isa>
 Kernels plain_kernels(const Problem& p) {
+  if (p.k_group_tokens)
+    return p.k_dim == 128 && p.v_dim == 128 ? channel_kernels_of<Isa, 128>(p) : channel_kernels_of<Isa, 0>(p);
   if (p.k_dim == 128 && p.v_dim == 128) return plain_kernels_of<Isa, 128, 128>(p);
   if (p.k_dim == 64 && p.v_dim == 64) return plain_kernels_of<Isa, 64, 64>(p);
   return plain_kernels_of<Isa, 0, 0>(p);

@@ -41,6 +41,9 @@ struct Block {
     head = of_head / p.groups;
     token = first;
     tokens = static_cast<int>(last - token < p.block_tokens ? last - token : p.block_tokens);
+    // Groups of tokens begin where a vector of scores does: a first one that a window cuts is a block of its own.
+    const int64_t into_group = p.k_group_tokens ? token % p.k_group_tokens : 0;
+    if (into_group && tokens > p.k_group_tokens - into_group) tokens = static_cast<int>(p.k_group_tokens - into_group);
     stretch_count = 0;
     int done = 0;
     while (done < tokens) {
@@ -51,8 +54,9 @@ struct Block {
         k[done + i] = k_row + i * p.k.token;
         v[done + i] = v_row + i * p.v.token;
       }
-      stretches[stretch_count++] = {row_at(p.k_scale, head, run), row_at(p.v_scale, head, run),
-                                    row_at(p.k_zero, head, run), row_at(p.v_zero, head, run),
+      const Run k_run = p.k_group_tokens ? Run{run.outer, run.inside / p.k_group_tokens, 0} : run;
+      stretches[stretch_count++] = {row_at(p.k_scale, head, k_run), row_at(p.v_scale, head, run),
+                                    row_at(p.k_zero, head, k_run), row_at(p.v_zero, head, run),
                                     static_cast<int>(run.tokens)};
       done += static_cast<int>(run.tokens);
     }
@@ -85,12 +89,15 @@ struct Block {
         __builtin_prefetch(k[t]);
         __builtin_prefetch(v[t]);
       }
+      const int64_t together = p.k_group_tokens ? p.k_group_tokens : 1;
+      const int k_sides = static_cast<int>((stretches[i].tokens + together - 1) / together);
+      const int k_halves = p.k_group_tokens ? p.k_dim : p.k_groups;
       if (is_scaled(p.format)) {
-        prefetch_halves({stretches[i].k_scale, p.k_scale.token, p.k_groups}, stretches[i].tokens);
+        prefetch_halves({stretches[i].k_scale, p.k_scale.token, k_halves}, k_sides);
         prefetch_halves({stretches[i].v_scale, p.v_scale.token, p.v_groups}, stretches[i].tokens);
       }
       if (is_grouped(p.format)) {
-        prefetch_halves({stretches[i].k_zero, p.k_zero.token, p.k_groups}, stretches[i].tokens);
+        prefetch_halves({stretches[i].k_zero, p.k_zero.token, k_halves}, k_sides);
         prefetch_halves({stretches[i].v_zero, p.v_zero.token, p.v_groups}, stretches[i].tokens);
       }
     }

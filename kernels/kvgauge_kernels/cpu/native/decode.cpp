@@ -155,8 +155,8 @@ Rows rows_of(const Tensor& tensor, int element) {
   return {pointer<const char>(address), outer * element, head * element, token * element};
 }
 
-// batch, kv_heads, group, k_dim, v_dim, and elements to a scale (0: a row)
-using Sizes = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
+// batch, kv_heads, group, k_dim, v_dim, elements to a scale (0: a row), and tokens to one of K (0: each has its own)
+using Sizes = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
 // K or V: its rows, their scales and zeros.
 using Cache = std::tuple<Tensor, Tensor, Tensor>;
 // address of q, strides of sequences and heads in elements, addresses of out and (or 0) of the sums
@@ -178,7 +178,11 @@ void check_pages(const Problem& p, int64_t entries, int64_t pages, const std::ve
 // What is seen of each sequence: the last `window` tokens (0: all) and the first `sinks`.
 using Window = std::tuple<int64_t, int64_t>;
 
-void take_groups(Problem& p, int64_t elements) {
+void take_groups(Problem& p, int64_t elements, int64_t k_tokens) {
+  require(k_tokens == 0 || is_grouped(p.format), "only int4 and int2 have K per channel");
+  require(k_tokens >= 0 && k_tokens % 16 == 0, "K per channel needs groups of multiples of 16 tokens");
+  require(k_tokens == 0 || p.page_size % k_tokens == 0, "pages must hold whole groups of tokens");
+  p.k_group_tokens = k_tokens;
   p.group_elements = static_cast<int>(elements);
   p.k_groups = p.v_groups = 1;
   if (!is_grouped(p.format)) return;
@@ -186,6 +190,7 @@ void take_groups(Problem& p, int64_t elements) {
   p.group_elements = static_cast<int>(std::min<int64_t>(elements, kMaxHeadDim));
   p.k_groups = (p.k_dim + p.group_elements - 1) / p.group_elements;
   p.v_groups = (p.v_dim + p.group_elements - 1) / p.group_elements;
+  if (k_tokens) p.k_groups = 1;
   for (int i = 0; i < kMaxGroups; ++i) p.group_of[i] = static_cast<uint8_t>(i * kDimStep / p.group_elements);
 }
 
@@ -198,7 +203,7 @@ void decode(int format, int q_dtype, int int_bits, const Sizes& sizes, const Que
   p.format = static_cast<Format>(format);
   p.q_dtype = static_cast<Format>(q_dtype);
   p.int_bits = int_bits;
-  const auto [batch, kv_heads, group, k_dim, v_dim, group_elements] = sizes;
+  const auto [batch, kv_heads, group, k_dim, v_dim, group_elements, k_group_tokens] = sizes;
   const int64_t most = is_grouped(p.format) ? kMaxGroupedDim : kMaxHeadDim;
   for (int64_t dim : {k_dim, v_dim})
     require(dim >= kDimStep && dim <= most && dim % kDimStep == 0,
@@ -214,7 +219,6 @@ void decode(int format, int q_dtype, int int_bits, const Sizes& sizes, const Que
   p.heads = kv_heads * p.groups;
   p.k_dim = static_cast<int>(k_dim);
   p.v_dim = static_cast<int>(v_dim);
-  take_groups(p, group_elements);
   const int q_bytes = bits_of(p.q_dtype) / 8;
   const auto [q, q_sequence, q_head, out, lse] = queries;
   p.q = pointer<const char>(q);
@@ -236,6 +240,7 @@ void decode(int format, int q_dtype, int int_bits, const Sizes& sizes, const Que
   p.table = pointer<const int32_t>(table);
   p.table_row = table_row;
   p.page_size = page_size;
+  take_groups(p, group_elements, k_group_tokens);
   p.block_tokens = is_grouped(p.format) ? kGroupedBlock : kWideBlock;
   if (page_size) check_pages(p, entries, page_count, lengths);
   const auto [last, sinks] = window;

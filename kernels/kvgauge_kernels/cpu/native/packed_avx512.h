@@ -1,388 +1,40 @@
 // int4 and int2 caches in integer arithmetic. Only for attend_avx512.cpp.
 #pragma once
 
-#include "avx512.h"
-#include "rounding.h"
+#include "packed_keys_avx512.h"
+#include "packed_values_avx512.h"
 
 namespace kvgauge {
 namespace {
 
-// 16 rows of 16 words of 32 bits each become 16 columns.
-KVGAUGE_INLINE void transpose(__m512i (&x)[16]) {
-  __m512i y[16];
-#pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4) {
-    const __m512i a = _mm512_unpacklo_epi32(x[i], x[i + 1]), b = _mm512_unpackhi_epi32(x[i], x[i + 1]);
-    const __m512i c = _mm512_unpacklo_epi32(x[i + 2], x[i + 3]), d = _mm512_unpackhi_epi32(x[i + 2], x[i + 3]);
-    y[i] = _mm512_unpacklo_epi64(a, c);
-    y[i + 1] = _mm512_unpackhi_epi64(a, c);
-    y[i + 2] = _mm512_unpacklo_epi64(b, d);
-    y[i + 3] = _mm512_unpackhi_epi64(b, d);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    const __m512i a = _mm512_shuffle_i32x4(y[i], y[i + 4], 0x88), b = _mm512_shuffle_i32x4(y[i], y[i + 4], 0xdd);
-    const __m512i c = _mm512_shuffle_i32x4(y[i + 8], y[i + 12], 0x88);
-    const __m512i d = _mm512_shuffle_i32x4(y[i + 8], y[i + 12], 0xdd);
-    x[i] = _mm512_shuffle_i32x4(a, c, 0x88);
-    x[i + 4] = _mm512_shuffle_i32x4(b, d, 0x88);
-    x[i + 8] = _mm512_shuffle_i32x4(a, c, 0xdd);
-    x[i + 12] = _mm512_shuffle_i32x4(b, d, 0xdd);
-  }
-}
-
-// Codes of Bits bits by integer products of bytes (VNNI). The query and the weights are rounded to Bytes bytes
-// each; codes stay codes, and what scales and zeros do is done to sums over a group. Of K sixteen tokens stand in
-// the lanes of a vector; of V columns do, a quarter of a vector holding 16 bytes of a row. Where rows are short
-// a vector holds several tokens of V side by side (`copies`), whose sums are added at the end.
-// Row bytes that are known when this is compiled (0: not) are faster.
-template <int Bits, int RowBytes, int Bytes>
+// Codes of Bits bits by integer products of bytes (VNNI). Codes stay codes, and what scales and zeros do is done to
+// sums over a group.
+template <int Bits, int RowBytes, int Bytes, bool ByChannel = false>
 struct Packed {
-  static constexpr int kFields = 8 / Bits;  // of a byte
-  static constexpr int kWordElements = 4 * kFields;
-  static constexpr int kMaxRow = RowBytes ? RowBytes : kMaxGroupedDim / kFields;
-  static constexpr int kChunks = (kMaxRow + 63) / 64;
-  static constexpr float kMiddle = 1 << (Bits - 1);  // of the codes: numbers are mostly on both sides of 0
-  static constexpr float kLevels = Bytes == 2 ? 65535.0f : 255.0f;        // of a weight, from 0 on
-  static constexpr float kSteps = Bytes == 2 ? 127.0f * 256.0f : 127.0f;  // of a query, to either side of 0
+  using Keys = PackedKeys<Bits, RowBytes, Bytes, ByChannel>;
+  using Values = PackedValues<Bits, RowBytes, Bytes>;
+  Keys keys;
+  Values values;
 
-  // Of each head, for word after word of a row and field after field of its bytes: four signed bytes.
-  alignas(64) int32_t q[Bytes][kMaxGroup][kMaxRow / 4 * kFields];
-  float q_step[kMaxGroup];
-  float q_sum[kMaxGroup][kMaxGroups];  // of a group's elements
-  float q_rest[kMaxGroup][kMaxGroups];  // the middle code times what rounding took from that sum
-  // V's rows of a block by fours: the bytes of four tokens for one byte of a row lie together.
-  alignas(64) __m512i turned[kBlock / 4][kChunks][4];
-  // Of each lane of those vectors: its group, and its weight's place among those of a vector's tokens.
-  alignas(64) int32_t lane_group[4 * kChunks][16], lane_weight[4 * kChunks][16];
-
-  static KVGAUGE_INLINE int k_dim(const Problem& p) { return RowBytes ? RowBytes * kFields : p.k_dim; }
-  static KVGAUGE_INLINE int v_dim(const Problem& p) { return RowBytes ? RowBytes * kFields : p.v_dim; }
-  static KVGAUGE_INLINE int k_row(const Problem& p) { return k_dim(p) / kFields; }
-  static KVGAUGE_INLINE int v_row(const Problem& p) { return v_dim(p) / kFields; }
-  static KVGAUGE_INLINE int row_stride(const Problem& p) {
-    return row_floats(p);
-  }
-  // Tokens side by side in a vector, in fours.
-  static KVGAUGE_INLINE int copies(const Problem& p) {
-    const int row = v_row(p);
-    return row == 32 ? 2 : row == 16 ? 4 : 1;
-  }
+  static KVGAUGE_INLINE int k_dim(const Problem& p) { return Keys::k_dim(p); }
+  static KVGAUGE_INLINE int row_stride(const Problem& p) { return Values::row_stride(p); }
+  static void settle(const Problem& p, float* rows) { Values::settle(p, rows); }
 
   void take_query(const Problem& p, const float* scaled) {
-    const int dims = k_dim(p);
-    take_lanes(p);
-    std::memset(q, 0, sizeof(q));
-    std::memset(q_sum, 0, sizeof(q_sum));
-    std::memset(q_rest, 0, sizeof(q_rest));
-    for (int g = 0; g < tiled(p.group); ++g) {
-      const float* row = scaled + g * dims;
-      const Rounding rounding(row, dims, kSteps);
-      q_step[g] = rounding.step;
-      for (int d = 0; d < dims; ++d) {
-        const int rounded = rounding.of(row[d]), group = p.group_of[d / kDimStep];
-        q_sum[g][group] += row[d];
-        q_rest[g][group] += kMiddle * (row[d] - rounding.step * static_cast<float>(rounded));
-        const int place = d % kWordElements;
-        int8_t* to = reinterpret_cast<int8_t*>(&q[0][g][d / kWordElements * kFields + place % kFields]) + place / kFields;
-        const int low = static_cast<int8_t>(rounded & 255);
-        if (Bytes == 2) {
-          *to = static_cast<int8_t>((rounded - low) / 256);
-          to[sizeof(q[0])] = static_cast<int8_t>(low);
-        } else {
-          *to = static_cast<int8_t>(rounded);
-        }
-      }
-    }
+    keys.take_query(p, scaled);
+    values.take_lanes(p);
   }
 
   template <int H>
-  void scores(const Problem& p, int first, const Block& block, const Block& v_ahead, const Scales<Avx512>& scales,
-              int tokens, float* out) const {
-    const int row = k_row(p), group_words = p.group_elements / kWordElements;
-    for (int t = 0; t < tokens; t += 16) {
-      __m512i words[16 * kChunks];
-#pragma GCC unroll 2
-      for (int c = 0; c < (row + 63) / 64; ++c) {
-        __m512i x[16];
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i) x[i] = load(block.k[t + i] + 64 * c, row - 64 * c);
-        transpose(x);
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i) words[16 * c + i] = x[i];
-      }
-      if (first == 0)
-        for (int i = 0; i < 16; ++i) prefetch_row(v_ahead.v[t + i], v_row(p));
-      __m512 score[H];
-      for (int g = 0, word = 0; g < p.k_groups; ++g) {
-        const int end = word + group_words < row / 4 ? word + group_words : row / 4;
-        __m512i sum[H];
-        dot<H>(words, word, end, first, sum);
-        word = end;
-        const __m512 scale = _mm512_load_ps(scales.k[g] + t), zero = _mm512_load_ps(scales.k_zero[g] + t);
-#pragma GCC unroll 4
-        for (int h = 0; h < H; ++h) {
-          const __m512 codes = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[h]), _mm512_set1_ps(q_step[first + h]),
-                                               _mm512_set1_ps(q_rest[first + h][g]));
-          const __m512 of_zero = _mm512_mul_ps(zero, _mm512_set1_ps(q_sum[first + h][g]));
-          const __m512 both = _mm512_fmadd_ps(codes, scale, of_zero);
-          score[h] = g == 0 ? both : _mm512_add_ps(score[h], both);
-        }
-      }
-#pragma GCC unroll 4
-      for (int h = 0; h < H; ++h) _mm512_store_ps(out + h * kBlock + t, score[h]);
-    }
+  KVGAUGE_INLINE void scores(const Problem& p, int first, const Block& block, const Block& v_ahead,
+                             const Scales<Avx512>& scales, int tokens, float* out) {
+    keys.template scores<H>(p, first, block, v_ahead, scales, tokens, out);
   }
 
   template <int H>
-  void add_rows(const Problem& p, float* weights, const Block& block, const Scales<Avx512>& scales, const Block& k_ahead,
-                bool is_first, int tokens, float* rows, int stride) {
-    Weights<H> w;
-    __m512 rest[H][RowBytes ? RowBytes * kFields / kDimStep : kMaxGroups];
-    if (is_first) turn(p, block, tokens);
-    bool rounded = true;
-    for (int h = 0; h < H; ++h) {
-      for (int g = 0; g < p.v_groups; ++g)
-        rounded &= round_weights(weights + h * kBlock, scales, tokens, g, w.bytes_of_group, w.step[h][g], rest[h][g]);
-      w.put(p, h, tokens);
-    }
-    // A scale below 0, or a NaN: not for unsigned bytes.
-    if (!rounded) return add_plainly<H>(p, weights, block, scales, tokens, rows, stride);
-    for (int h = 0; h < H; ++h)
-      for (int g = 0; g < p.v_groups; ++g) {
-        float* at = rows + (h + 1) * stride + (g - p.v_groups) * 16;
-        _mm512_storeu_ps(at, _mm512_add_ps(_mm512_loadu_ps(at), rest[h][g]));
-      }
-
-    constexpr int K = 16 / (H * kFields) > 4 ? 4 : 16 / (H * kFields);
-    const int passes = (v_row(p) + 63) / 64 * (4 / K);
-    // Whether the four vectors of 64 bytes want the same weights.
-    const bool alike = p.group_elements % (16 * kFields) == 0;
-    for (int pass = 0; pass < passes; ++pass) {
-      // The next K is asked for bit by bit meanwhile: more at once than a core can wait for would hold it up.
-      if (is_first)
-        for (int t = tokens * pass / passes; t < tokens * (pass + 1) / passes; ++t) prefetch_row(k_ahead.k[t], k_row(p));
-      if (alike)
-        add_vectors<H, K, true>(p, w, pass * K, tokens, rows, stride);
-      else
-        add_vectors<H, K, false>(p, w, pass * K, tokens, rows, stride);
-    }
-  }
-
-  // Rows in order, and what the zeros add put into them.
-  static void settle(const Problem& p, float* rows) {
-    alignas(64) float old[row_room()];
-    const int stride = row_stride(p), dims = v_dim(p);
-    std::memcpy(old, rows, sizeof(float) * stride);
-    float rest[kMaxGroups];
-    for (int g = 0; g < p.v_groups; ++g)
-      rest[g] = _mm512_reduce_add_ps(_mm512_loadu_ps(old + stride + (g - p.v_groups) * 16));
-    for (int d = 0; d < dims; ++d) {
-      float sum = rest[p.group_of[d / kDimStep]];
-      for (int s = 0; s < copies(p); ++s) sum += old[place(p, d, s)];
-      rows[d] = sum;
-    }
-  }
-
- private:
-  template <int H>
-  struct Weights {
-    // By four tokens and group: a byte of each of the four. A vector is read at once, which may reach past the end.
-    alignas(64) int32_t bytes[Bytes][H][kBlock / 4 * kMaxGroups + 16];
-    alignas(64) float step[H][kMaxGroups];
-    alignas(64) int32_t bytes_of_group[kMaxGroups][Bytes][kBlock / 4];  // of one head
-
-    // Those of a head, from group by group to four tokens by four.
-    KVGAUGE_INLINE void put(const Problem& p, int h, int tokens) {
-      for (int b = 0; b < Bytes; ++b)
-        for (int i = 0; i < tokens / 4; i += 4) {
-          int32_t* to = bytes[b][h] + i * p.v_groups;
-          const auto of = [&](int g) { return _mm_load_si128(reinterpret_cast<const __m128i*>(bytes_of_group[g][b] + i)); };
-          if (p.v_groups == 1) {
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(to), of(0));
-          } else if (p.v_groups == 2) {
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_unpacklo_epi32(of(0), of(1)));
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 4), _mm_unpackhi_epi32(of(0), of(1)));
-          } else {
-            for (int n = 0; n < 4; ++n)
-              for (int g = 0; g < p.v_groups; ++g) to[n * p.v_groups + g] = bytes_of_group[g][b][i + n];
-          }
-        }
-    }
-  };
-
-  static constexpr int row_room() { return (kMaxGroupedDim / kFields + 63) / 64 * 64 * kFields + 16 * kMaxGroups; }
-
-  // Where the sum of element d lies among the floats of a row, in copy s.
-  static KVGAUGE_INLINE int place(const Problem& p, int d, int s) {
-    const int byte = d / kFields + s * v_row(p), vector = byte / 64 * 4 + byte % 16 / 4;
-    return (vector * kFields + d % kFields) * 16 + byte % 64 / 16 * 4 + byte % 4;
-  }
-
-  // Of sixteen tokens, words [from, to) of their rows times the same of H query heads.
-  template <int H>
-  KVGAUGE_INLINE void dot(const __m512i* words, int from, int to, int first, __m512i (&sum)[H]) const {
-    const __m512i mask = _mm512_set1_epi8((1 << Bits) - 1);
-    __m512i high[H], low[H];  // without low bytes in queries `low` is their only one
-#pragma GCC unroll 4
-    for (int h = 0; h < H; ++h) high[h] = low[h] = _mm512_setzero_si512();
-    for (int word = from; word < to; ++word) {
-      const __m512i row = words[word];
-#pragma GCC unroll 4
-      for (int f = 0; f < kFields; ++f) {
-        const __m512i codes = _mm512_and_si512(_mm512_srli_epi32(row, Bits * f), mask);
-        const int at = word * kFields + f;
-#pragma GCC unroll 4
-        for (int h = 0; h < H; ++h) {
-          add_products(low[h], codes, q[Bytes - 1][first + h][at]);
-          if constexpr (Bytes == 2) add_products(high[h], codes, q[0][first + h][at]);
-        }
-      }
-    }
-#pragma GCC unroll 4
-    for (int h = 0; h < H; ++h) sum[h] = Bytes == 2 ? _mm512_add_epi32(_mm512_slli_epi32(high[h], 8), low[h]) : low[h];
-  }
-
-  void take_lanes(const Problem& p) {
-    const int row = v_row(p), side = copies(p);
-    for (int i = 0; i < 4 * kChunks; ++i)
-      for (int l = 0; l < 16; ++l) {
-        const int byte = i / 4 * 64 + l / 4 * 16 + i % 4 * 4 + l % 4, s = side == 1 ? 0 : byte / row;
-        const int in_row = byte - s * row;
-        lane_group[i][l] = in_row < row ? p.group_of[in_row * kFields / kDimStep] : 0;
-        lane_weight[i][l] = s * p.v_groups + lane_group[i][l];
-      }
-  }
-
-  // 64 bytes of a row; zeros past its end.
-  static KVGAUGE_INLINE __m512i load(const char* from, int left) {
-    if constexpr (RowBytes != 0 && RowBytes % 64 == 0) return _mm512_loadu_si512(from);
-    return _mm512_maskz_loadu_epi8(left >= 64 ? ~__mmask64{0} : (__mmask64{1} << left) - 1, from);
-  }
-
-  // The first bytes of a row in each of its copies: those of tokens four apart.
-  static KVGAUGE_INLINE __m512i load_copies(const char* const* row, int copies) {
-    const auto at = [&](int s) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row[4 * s])); };
-    if (copies == 2) {
-      const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row[0]));
-      const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row[4]));
-      return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
-    }
-    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_set_m128i(at(1), at(0))), _mm256_set_m128i(at(3), at(2)), 1);
-  }
-
-  void turn(const Problem& p, const Block& block, int tokens) {
-    const int row = v_row(p), side = copies(p);
-    for (int t = 0, to = 0; t < tokens; t += 4 * side, ++to)
-#pragma GCC unroll 2
-      for (int c = 0; c < (row + 63) / 64; ++c) {
-        __m512i x[4];
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i)
-          x[i] = side == 1 ? load(block.v[t + i] + 64 * c, row - 64 * c) : load_copies(block.v + t + i, side);
-        const __m512i a = _mm512_unpacklo_epi8(x[0], x[1]), b = _mm512_unpacklo_epi8(x[2], x[3]);
-        const __m512i d = _mm512_unpackhi_epi8(x[0], x[1]), e = _mm512_unpackhi_epi8(x[2], x[3]);
-        turned[to][c][0] = _mm512_unpacklo_epi16(a, b);
-        turned[to][c][1] = _mm512_unpackhi_epi16(a, b);
-        turned[to][c][2] = _mm512_unpacklo_epi16(d, e);
-        turned[to][c][3] = _mm512_unpackhi_epi16(d, e);
-      }
-  }
-
-  // The weights times a group's scales as bytes, in steps of the largest of them; false where that cannot be.
-  // `rest`: what zeros and rounding make of the group's elements.
-  static KVGAUGE_INLINE bool round_weights(const float* weights, const Scales<Avx512>& scales, int tokens, int g,
-                                           int32_t (&bytes)[kMaxGroups][Bytes][kBlock / 4], float& step, __m512& rest) {
-    __m512 x[kBlock / 16];
-    __m512 largest = _mm512_setzero_ps();
-    __mmask16 sound = 0xffff;
-    for (int i = 0; i < tokens / 16; ++i) {
-      x[i] = _mm512_mul_ps(_mm512_load_ps(weights + 16 * i), _mm512_load_ps(scales.v[g] + 16 * i));
-      sound &= _mm512_cmp_ps_mask(x[i], _mm512_setzero_ps(), _CMP_GE_OQ);
-      largest = _mm512_max_ps(largest, x[i]);
-    }
-    const float most = _mm512_reduce_max_ps(largest);
-    step = most / kLevels;
-    // Weights so small that their inverse has no float add nothing.
-    const __m512 by = _mm512_set1_ps(most > 1e-30f ? kLevels / most : 0.0f), middle = _mm512_set1_ps(kMiddle);
-    rest = _mm512_setzero_ps();
-    for (int i = 0; i < tokens / 16; ++i) {
-      const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(x[i], by));
-      const __m512 lost = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(rounded), _mm512_set1_ps(step), x[i]);
-      rest = _mm512_fmadd_ps(middle, lost, rest);
-      rest = _mm512_fmadd_ps(_mm512_load_ps(weights + 16 * i), _mm512_load_ps(scales.v_zero[g] + 16 * i), rest);
-      store_bytes(bytes[g][0] + 4 * i, _mm512_srli_epi32(rounded, 8 * (Bytes - 1)));
-      if (Bytes == 2) store_bytes(bytes[g][Bytes - 1] + 4 * i, rounded);
-    }
-    return sound == 0xffff && most <= 1e30f;
-  }
-
-  // Of K of a row's vectors (four in 64 bytes) from the `first` on: weights times their bytes, for H query heads.
-  template <int H, int K, bool Alike>
-  KVGAUGE_INLINE void add_vectors(const Problem& p, const Weights<H>& w, int first, int tokens, float* rows,
-                                  int stride) const {
-    __m512i group[K], place[K];
-#pragma GCC unroll 4
-    for (int j = 0; j < K; ++j) {
-      group[j] = _mm512_load_si512(lane_group[first + j]);
-      place[j] = _mm512_load_si512(lane_weight[first + j]);
-    }
-    __m512i acc[H * K * kFields];
-#pragma GCC unroll 16
-    for (int i = 0; i < H * K * kFields; ++i) acc[i] = _mm512_setzero_si512();
-    add_bytes<H, K, Alike>(p, w.bytes[0], first, tokens, place, acc);
-    if constexpr (Bytes == 2) {
-#pragma GCC unroll 16
-      for (int i = 0; i < H * K * kFields; ++i) acc[i] = _mm512_slli_epi32(acc[i], 8);
-      add_bytes<H, K, Alike>(p, w.bytes[1], first, tokens, place, acc);
-    }
-#pragma GCC unroll 4
-    for (int h = 0; h < H; ++h)
-#pragma GCC unroll 4
-      for (int j = 0; j < K; ++j) {
-        const __m512 by = _mm512_permutexvar_ps(group[j], _mm512_load_ps(w.step[h]));
-#pragma GCC unroll 4
-        for (int f = 0; f < kFields; ++f) {
-          float* at = rows + h * stride + ((first + j) * kFields + f) * 16;
-          _mm512_storeu_ps(at, _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[(h * K + j) * kFields + f]), by, _mm512_loadu_ps(at)));
-        }
-      }
-  }
-
-  template <int H, int K, bool Alike>
-  KVGAUGE_INLINE void add_bytes(const Problem& p, const int32_t (&w)[H][kBlock / 4 * kMaxGroups + 16], int first,
-                                int tokens, const __m512i (&place)[K], __m512i (&acc)[H * K * kFields]) const {
-    constexpr int N = K * kFields;
-    const __m512i mask = _mm512_set1_epi8((1 << Bits) - 1);
-    const int side = copies(p), groups = p.v_groups;
-    const __m512i* row = &turned[0][first / 4][first % 4];
-    int at = 0;
-    for (int t = 0; t < tokens; t += 4 * side, row += 4 * kChunks, at += side * groups) {
-      __m512i codes[N];
-#pragma GCC unroll 16
-      for (int i = 0; i < N; ++i)
-        codes[i] = _mm512_and_si512(_mm512_srli_epi32(row[i / kFields], Bits * (i % kFields)), mask);
-#pragma GCC unroll 4
-      for (int h = 0; h < H; ++h) {
-        const __m512i all = _mm512_loadu_si512(w[h] + at);
-        __m512i weight = _mm512_permutexvar_epi32(place[0], all);
-#pragma GCC unroll 16
-        for (int i = 0; i < N; ++i) {
-          if (!Alike && i && i % kFields == 0) weight = _mm512_permutexvar_epi32(place[i / kFields], all);
-          add_products(acc[h * N + i], weight, codes[i]);
-        }
-      }
-    }
-  }
-
-  template <int H>
-  static void add_plainly(const Problem& p, float* weights, const Block& block, const Scales<Avx512>& scales,
-                          int tokens, float* rows, int stride) {
-    alignas(64) float sums[H * kMaxGroupedDim] = {};
-    Plain<Avx512, Bits == 4 ? Format::int4 : Format::int2, 0, 0>::template add_rows<H>(
-        p, weights, block, scales, block, false, tokens, sums, kMaxGroupedDim);
-    for (int h = 0; h < H; ++h)
-      for (int d = 0; d < v_dim(p); ++d) rows[h * stride + place(p, d, 0)] += sums[h * kMaxGroupedDim + d];
+  KVGAUGE_INLINE void add_rows(const Problem& p, float* weights, const Block& block, const Scales<Avx512>& scales,
+                               const Block& k_ahead, bool is_first, int tokens, float* rows, int stride) {
+    values.template add_rows<H>(p, weights, block, scales, k_ahead, is_first, tokens, rows, stride);
   }
 };
 

@@ -18,10 +18,11 @@ struct Scales {
   alignas(64) Table k, v, k_zero, v_zero;
 
   void read(const Problem& p, const Block& block) {
-    read(p, block, p.k_groups, p.k_scale.token, &Block::Stretch::k_scale, k);
+    const bool of_k = p.k_group_tokens == 0;  // else see channels.h
+    if (of_k) read(p, block, p.k_groups, p.k_scale.token, &Block::Stretch::k_scale, k);
     read(p, block, p.v_groups, p.v_scale.token, &Block::Stretch::v_scale, v);
     if (!is_grouped(p.format)) return;
-    read(p, block, p.k_groups, p.k_zero.token, &Block::Stretch::k_zero, k_zero);
+    if (of_k) read(p, block, p.k_groups, p.k_zero.token, &Block::Stretch::k_zero, k_zero);
     read(p, block, p.v_groups, p.v_zero.token, &Block::Stretch::v_zero, v_zero);
   }
 
@@ -63,6 +64,18 @@ struct Scales {
         std::memcpy(&both, source + 4 * t, 4);
         first[t] = static_cast<uint16_t>(both);
         second[t] = static_cast<uint16_t>(both >> 16);
+      }
+    } else if (from.stride == 8 && from.groups == 4) {
+      const char* __restrict source = from.first;
+      uint16_t *__restrict a = to[0] + at, *__restrict b = to[1] + at;
+      uint16_t *__restrict c = to[2] + at, *__restrict d = to[3] + at;
+      for (int t = 0; t < tokens; ++t) {
+        uint64_t all;
+        std::memcpy(&all, source + 8 * t, 8);
+        a[t] = static_cast<uint16_t>(all);
+        b[t] = static_cast<uint16_t>(all >> 16);
+        c[t] = static_cast<uint16_t>(all >> 32);
+        d[t] = static_cast<uint16_t>(all >> 48);
       }
     } else {
       for (int t = 0; t < tokens; ++t)

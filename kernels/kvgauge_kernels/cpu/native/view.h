@@ -58,6 +58,9 @@ struct Problem {
   int k_groups, v_groups;
   uint8_t group_of[kMaxGroups];  // of elements 16 * i and on
   int group_elements;
+  // Where K's groups are of so many tokens instead (0: they are not), its scales and zeros are k_dim to a group,
+  // next to each other, and `token` steps from group to group.
+  int64_t k_group_tokens;
   int64_t page_size;     // 0 where the cache is contiguous
   const int32_t* table;  // [batch, table_row], the pages of each sequence; null where contiguous
   int64_t table_row;
