@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,12 +20,11 @@ def load_run(folder: Path) -> Run:
     if folder.is_file():
         from kvgauge.selftest.bundle import as_run_folder
 
-        with as_run_folder(folder) as (unpacked, wrong):
+        with as_run_folder(folder) as (unpacked, found):
             run = api.load_run(unpacked)
-        if wrong:
-            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-            display.note(f"{folder}: the self-test found {'; '.join(wrong[:3])}{more}")
-        return run
+        if found.wrong:
+            display.note(f"{folder}: {found.said(3)}")
+        return replace(run, remarks=found.remarks())
     run = api.load_run(folder)
     if run.torn_lines:
         display.note(

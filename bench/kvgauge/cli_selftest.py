@@ -43,6 +43,7 @@ def selftest(
         display.print_json(
             {
                 "exit_code": int(outcome.code), "bundle": str(out), "run_dir": str(folder),
+                "left_out": outcome.left_out,
                 "checks": [check.to_json() for check in outcome.checks],
                 "shares": [{"point": point, **row} for point, row in outcome.shares()],
             }

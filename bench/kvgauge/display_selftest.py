@@ -22,6 +22,8 @@ def print_outcome(outcome: Outcome) -> None:
         errors = [check.error for check in own if check.error is not None]
         table.add_row(name, *map(str, counts), f"{max(errors):.1e}" if errors else "-")
     out.print(table)
+    for name, reason in outcome.left_out.items():
+        out.print(f"left out: {name}: {escape(reason)}", soft_wrap=True, highlight=False)
     for check in outcome.wrong:
         cache = f"{check.format}, {check.layout}, {check.k_dim}x{check.v_dim}"
         out.print(

@@ -95,7 +95,7 @@ def _summary(run: Run, head: Headline) -> tuple[tuple[str, str], ...]:
 
 
 def _notes(run: Run) -> tuple[str, ...]:
-    notes = []
+    notes = [clean(remark, 2000) for remark in run.remarks]
     repeated = len(run.records) - len(run.latest())
     if repeated:
         attempts = plural(repeated, "repeated attempt")

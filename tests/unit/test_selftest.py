@@ -63,11 +63,17 @@ def test_a_bundle_that_the_report_draws(
     assert set(share) == {"point", "eager", "sdpa-flash"}
     bundle = json.loads((tmp_path / "selftest.json").read_text())
     assert bundle["schema"] == "kvgauge.selftest/1"
+    assert "flash-attn needs a CUDA device" in bundle["left_out"]["flash-attn"]
+    assert said["left_out"] == bundle["left_out"]
     assert len(bundle["records"]) == 2
-    assert {check["state"] for check in bundle["checks"]} == {"right", "unsupported"}
+    states = [check["state"] for check in bundle["checks"]]
+    assert set(states) == {"right", "unsupported"}
     drawn = tmp_path / "report.md"
     assert start(monkeypatch, "report", str(tmp_path / "selftest.json"), "--md", str(drawn)) == 0
     assert "CPU run" in drawn.read_text()
+    counts = {state: states.count(state) for state in ("right", "unsupported")}
+    said = f"were {counts['right']} right, 0 wrong, {counts['unsupported']} unsupported, 0 failed."
+    assert said in drawn.read_text()
 
 
 @pytest.mark.parametrize(
@@ -88,7 +94,9 @@ def test_a_backend_that_errs_is_named(
     assert (tmp_path / "selftest.json").exists()
     drawn = tmp_path / "report.md"
     assert start(monkeypatch, "report", str(tmp_path / "selftest.json"), "--md", str(drawn)) == 0
-    assert f"the self-test found {word} (fp32, contiguous); " in capsys.readouterr().err
+    said = f"the self-test found {word} (fp32, contiguous); "
+    assert said in capsys.readouterr().err
+    assert said in drawn.read_text()
 
 
 def test_every_format_and_layout_has_a_backend_that_is_right() -> None:

@@ -51,6 +51,8 @@ class Run:
     manifest: Manifest
     records: tuple[Record, ...]
     torn_lines: int = 0
+    remarks: tuple[str, ...] = ()
+    """What is to be said of it and stands in no record, such as a self-test's checks."""
 
     def latest(self) -> tuple[Record, ...]:
         """The attempt of each cell that counts, in the order of first appearance.

@@ -48,6 +48,12 @@ class Check:
         return asdict(self)
 
 
+def left_out(device: torch.device) -> dict[str, str]:
+    """The backends that this machine has not, and why."""
+    reasons = {name: backend.available(device) for name, backend in BACKENDS.items()}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
 def run_checks(
     device: torch.device, seed: int, progress: Callable[[str], None] = lambda _text: None
 ) -> list[Check]:

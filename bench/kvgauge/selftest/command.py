@@ -12,7 +12,7 @@ from kvgauge.errors import ExitCode
 from kvgauge.jobs import Options, list_jobs
 from kvgauge.schema import Record, Run
 from kvgauge.selftest.bundle import write_bundle
-from kvgauge.selftest.checks import Check, run_checks
+from kvgauge.selftest.checks import Check, left_out, run_checks
 from kvgauge.store.folder import RunFolder
 
 Progress = Callable[[str], None]
@@ -24,6 +24,8 @@ class Outcome:
 
     checks: tuple[Check, ...]
     run: Run
+    left_out: dict[str, str]
+    """Backends that this machine has not, and why."""
 
     @property
     def wrong(self) -> tuple[Check, ...]:
@@ -89,8 +91,9 @@ def selftest(
             progress(f"cell {done} of {count}")
 
         run = runner.execute(options, device, folder, command, shown)
-    write_bundle(out, checks, run_dir, device.properties())
-    return Outcome(tuple(checks), run)
+    missing = left_out(device.torch_device)
+    write_bundle(out, checks, run_dir, device.properties(), missing)
+    return Outcome(tuple(checks), run, missing)
 
 
 def _point(record: Record) -> str:
