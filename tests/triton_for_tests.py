@@ -7,7 +7,7 @@ import importlib.util
 import mmap
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -103,6 +103,17 @@ class TritonCase:
         cache: dict[str, Any] = {**tensors, "lengths": self.lengths}
         return KVView(format=self.fmt, window=self.window, sink_tokens=self.sink_tokens, **cache)
 
+    def latents(self) -> KVView:
+        """As `view`, of plain rows of which V is the first `v_dim` columns."""
+        generator = torch.Generator().manual_seed(self.seed)
+        x = torch.randn(self.batch, self.kv_heads, self.room, self.k_dim, generator=generator)
+        rows = self._poisoned(x.to(DTYPES[self.fmt]))
+        if self.page_size is None:
+            rows = self._strided(rows)
+            return KVView(rows, rows[..., : self.v_dim], self.fmt, lengths=self.lengths)
+        view = self.paged({"k": rows, "v": rows[..., : self.v_dim]}, generator)
+        return replace(view, v=view.k[..., : self.v_dim])
+
     def query(self) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.seed + 1)
         shape = (self.batch, self.kv_heads * self.group, self.k_dim)
@@ -178,6 +189,14 @@ def one_case() -> TritonCase:
         fmt="fp16", q_dtype=torch.float16, k_dim=64, v_dim=64, kv_heads=2, group=4,
         lengths=(200, 70), room=200, page_size=None, tokens_first=False, apart=0, v_magnitude=1.0,
         processor=Processor(6, Room(SHARED_BYTES[90])), seed=0,
+    )  # fmt: skip
+
+
+def one_latent_case() -> TritonCase:
+    """A ragged cache of DeepSeek's latents, 20 query heads to them, chunks of several blocks."""
+    return replace(
+        one_case(), k_dim=576, v_dim=512, kv_heads=1, group=20, lengths=(131, 70), room=131,
+        processor=Processor(1, Room(SHARED_BYTES[90])),
     )  # fmt: skip
 
 

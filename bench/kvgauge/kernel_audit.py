@@ -13,7 +13,7 @@ from typing import Any
 from kvgauge.errors import ExitCode, UserError, short
 from kvgauge.formats import kv_format
 from kvgauge_kernels.audit import limits as limit_file
-from kvgauge_kernels.audit.cases import Case, default_cases
+from kvgauge_kernels.audit.cases import LATENTS, Case, default_cases
 from kvgauge_kernels.audit.run import Result, audit, triton_version, updated
 from kvgauge_kernels.audit.targets import TARGETS, Target
 
@@ -104,6 +104,8 @@ def formula_bytes_per_token(case: Case) -> int | None:
     if not case.reads_rows:
         return None
     fmt = kv_format(case.format)
+    if case.kernel == LATENTS:  # V is a part of K's row
+        return fmt.row_bytes(case.k_dim)
     return fmt.row_bytes(case.k_dim) + fmt.row_bytes(case.v_dim)
 
 

@@ -19,10 +19,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 TESTS = tuple(
-    ROOT / "tests" / "property" / f"test_triton_{name}.py" for name in ("against_oracle", "parts")
+    ROOT / "tests" / "property" / f"test_triton_{name}.py"
+    for name in ("against_oracle", "parts", "latents")
 )
 OUT = ROOT / "results" / "triton_mutations.md"
-KERNELS, LAUNCH, PACKED = "kernels.py", "launch.py", "packed.py"
+KERNELS, LAUNCH, PACKED, LATENTS = "kernels.py", "launch.py", "packed.py", "latents.py"
+REFUSALS = "refusals.py"
+# Tests of files that no other test reaches; of the rest all are run.
+OWN_TESTS = {LATENTS: TESTS[2:], REFUSALS: TESTS[2:]}
 NUMBERS, TOKENS = "numbers.py", "tokens.py"
 
 
@@ -109,6 +113,35 @@ MUTATIONS = tuple(
         (PACKED, "last = tl.minimum(first + chunk, length)", "last = first + chunk"),
         (PACKED, "heads = kv_head * group + rows", "heads = kv_head + rows"),
         (PACKED, "length -= hidden", "length -= 0"),
+        # MLA's latents.
+        (LATENTS, "kv_head = tl.program_id(0) // row_blocks", "kv_head = tl.program_id(0) % row_blocks"),
+        (LATENTS, "length = tl.load(lengths + sequence)", "length = tl.load(lengths)"),
+        (LATENTS, "first = split * chunk", "first = split * chunk + 1"),
+        (LATENTS, "last = tl.minimum(first + chunk, length)", "last = first + chunk"),
+        (LATENTS, "(tl.program_id(0) % row_blocks) * ROWS", "(tl.program_id(0) % row_blocks) * 0"),
+        (LATENTS, "heads = kv_head * group + rows", "heads = kv_head + rows"),
+        (LATENTS, "rope_columns = V_DIM + tl.arange", "rope_columns = tl.arange"),
+        (LATENTS, "sequence.to(tl.int64) * q_batch_stride", "sequence.to(tl.int64) * q_head_stride"),
+        (LATENTS, "k + wide_head * k_head_stride", "k"),
+        (LATENTS, "valid = start + in_block < last", "valid = start + in_block <= last"),
+        (LATENTS, "page * k_outer_stride", "0 * page * k_outer_stride"),
+        (LATENTS, "before * k_token_stride", "before * 0"),
+        (LATENTS, "+ columns, mask=valid[:, None], other=0)", "+ columns)"),
+        (LATENTS, "+ rope_columns, mask=valid[:, None], other=0)", "+ rope_columns)"),
+        (LATENTS, "tl.dot(q_rope, tl.trans(rope.to(dtype)), scores)", "scores"),
+        (LATENTS, "tl.trans(rope.to(dtype)), scores) * score_scale", "tl.trans(rope.to(dtype)), scores)"),
+        (LATENTS, 'tl.where(valid, scores, float("-inf"))', "tl.where(valid, scores, 0.0)"),
+        (LATENTS, "now = tl.maximum(best, tl.max(scores, 1))", "now = best * 0 + 0.0"),
+        (LATENTS, "kept = tl.exp2(best - now)", "kept = tl.exp2(best - best)"),
+        (LATENTS, "total = total * kept + tl.sum(weights, 1)", "total = total + tl.sum(weights, 1)"),
+        (LATENTS, "out *= kept[:, None]", "out *= 1.0"),
+        (LATENTS, "(outer * q_heads + heads)", "(outer + heads)"),
+        (LATENTS, "best + tl.log2(total)", "best + total"),
+        (LATENTS, "columns, out / total[:, None], mask=in_group[:, None]", "columns, out / total[:, None]"),
+        (LATENTS, "out / total[:, None]", "out"),
+        (LAUNCH, '"ROPE_DIM": view.k_dim - view.v_dim', '"ROPE_DIM": 32'),
+        (LAUNCH, "(said := latents_refusal(view))", "(said := None)"),
+        (REFUSALS, "if not view.shares_rows:", "if False:"),
         # Windows and sinks.
         (TOKENS, "hidden = tl.maximum(length - window - sinks, 0)", "hidden = length - window - sinks"),
         (TOKENS, "length - window - sinks", "length - window"),
@@ -153,8 +186,8 @@ def failing_test(mutation: Mutation) -> str | None:
         file.write_text(source.replace(mutation.old, mutation.new, 1))
         done = subprocess.run(
             [
-                sys.executable, "-m", "pytest", *map(str, TESTS), "-x", "-p", "no:cacheprovider", "-o",
-                f"pythonpath=bench {folder}/kernels reports tests",
+                sys.executable, "-m", "pytest", *map(str, OWN_TESTS.get(mutation.file, TESTS)),
+                "-x", "-p", "no:cacheprovider", "-o", f"pythonpath=bench {folder}/kernels reports tests",
             ],
             env={
                 **os.environ, "TRITON_INTERPRET": "1", "KVGAUGE_HYPOTHESIS": "unshrunk",
@@ -174,7 +207,7 @@ def failing_test(mutation: Mutation) -> str | None:
 
 def main() -> int:
     text = sys.argv[1] if len(sys.argv) > 1 else ""
-    chosen = [m for m in MUTATIONS if text in m.old or text in m.new]
+    chosen = [m for m in MUTATIONS if any(text in x for x in (m.file, m.old, m.new))]
     rows, survivors = [], 0
     for mutation in chosen:
         start = time.monotonic()

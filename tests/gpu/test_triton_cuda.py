@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from kernels_for_tests import error, make_query, make_view
 from kvgauge.devices import cuda_calls
 from kvgauge_kernels import BACKENDS, KVView, oracle_decode
-from triton_for_tests import TritonCase, triton_cases
+from triton_for_tests import TritonCase, one_latent_case, triton_cases
 
 TRITON = BACKENDS["triton"]
 pytestmark = [
@@ -39,6 +39,20 @@ def on_gpu(view: KVView) -> KVView:
 def test_drawn_caches(case: TritonCase) -> None:
     view, q = case.view(), case.query()
     out = TRITON.decode(q.cuda(), on_gpu(view))
+    assert error(out, oracle_decode(q, view)) <= MAX_ERROR[q.dtype]
+
+
+@pytest.mark.parametrize("page_size", [None, 16, 64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_latents(dtype: torch.dtype, page_size: int | None) -> None:
+    fmt = {torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
+    case = replace(
+        one_latent_case(), fmt=fmt, q_dtype=dtype, page_size=page_size, group=128,
+        lengths=(3000, 1777), room=3000,
+    )  # fmt: skip
+    view, q = case.latents(), case.query()
+    there = on_gpu(view)
+    out = TRITON.decode(q.cuda(), replace(there, v=there.k[..., : view.v_dim]))
     assert error(out, oracle_decode(q, view)) <= MAX_ERROR[q.dtype]
 
 

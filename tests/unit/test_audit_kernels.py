@@ -20,7 +20,8 @@ from kvgauge_kernels.audit.cases import Case, default_cases
 from kvgauge_kernels.audit.run import triton_version
 from kvgauge_kernels.audit.targets import TARGETS
 from kvgauge_kernels.triton import launch
-from triton_for_tests import needs_triton, one_case
+from kvgauge_kernels.view import KVView
+from triton_for_tests import TritonCase, needs_triton, one_case, one_latent_case
 
 SOURCE = Path(limits.PATH).with_name("kernels.py")
 ONE = ("--target", "sm_90", "--kernel", "split_decode/fp16/128x128/contiguous")
@@ -214,6 +215,28 @@ class NoGpu:
         self.get_current_stream = lambda _device: 0
 
 
+def launched(
+    monkeypatch: pytest.MonkeyPatch, case: TritonCase, view: KVView, name: str, kernel: str
+) -> str | None:
+    """The code that the whole path of a launch compiles for that target, as a record would name it."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.driver import driver
+
+    target = TARGETS[name]
+    monkeypatch.setattr(launch, "processor", lambda _device: launch.Processor(132, target.room))
+    for started in (kernel, "merge_splits"):
+        holder = compiling.kernels(started)
+        monkeypatch.setattr(holder, started, WarmedUp(getattr(holder, started)))
+    gpu = GPUTarget(target.backend, target.arch, target.warp)
+    monkeypatch.setattr(driver, "_active", NoGpu(gpu))
+    lengths = None if view.lengths is None else list(view.lengths)
+    launch.triton_decode(
+        case.query(), view.k, view.v, view.k_scale, view.v_scale, view.k_zero, view.v_zero,
+        view.block_table, lengths, view.format, view.window, view.sink_tokens,
+    )  # fmt: skip
+    return launch.last_code_hash()
+
+
 @needs_triton
 @pytest.mark.parametrize("name", ["sm_90", "sm_120"])
 @pytest.mark.parametrize(
@@ -229,12 +252,8 @@ def test_what_the_host_launches_is_what_was_audited(
     lengths: tuple[int, ...] | None, window: int | None,
 ) -> None:  # fmt: skip
     """By the whole path of a launch, for rooms that are no multiple of anything."""
-    from triton.backends.compiler import GPUTarget
-    from triton.runtime.driver import driver
-
     q_format = "fp16" if fmt == "fp16" else "bf16"
     kernel = "split_decode_packed" if fmt.startswith(("int4", "int2")) else "split_decode"
-    target, module = TARGETS[name], compiling.kernels(kernel)
     case = replace(
         one_case(), fmt=fmt, k_dim=128, v_dim=128, page_size=page_size, lengths=lengths, room=203,
         q_dtype=torch.float16 if fmt == "fp16" else torch.bfloat16, window=window,
@@ -243,19 +262,35 @@ def test_what_the_host_launches_is_what_was_audited(
         kernel, fmt, q_format, 128, 128, page_size or 0,
         ragged=lengths is not None, windowed=window is not None,
     )  # fmt: skip
-    findings = compiling.compile_case(audited, target, module)
-    monkeypatch.setattr(launch, "processor", lambda _device: launch.Processor(132, target.room))
-    for started in (kernel, "merge_splits"):
-        holder = compiling.kernels(started)
-        monkeypatch.setattr(holder, started, WarmedUp(getattr(holder, started)))
-    gpu = GPUTarget(target.backend, target.arch, target.warp)
-    monkeypatch.setattr(driver, "_active", NoGpu(gpu))
-    view = case.view()
-    launch.triton_decode(
-        case.query(), view.k, view.v, view.k_scale, view.v_scale, view.k_zero, view.v_zero,
-        view.block_table, None if lengths is None else list(lengths), fmt, window, 0,
+    findings = compiling.compile_case(audited, TARGETS[name], compiling.kernels(kernel))
+    assert launched(monkeypatch, case, case.view(), name, kernel) == findings.code_hash[:16]
+
+
+@needs_triton
+@pytest.mark.parametrize("name", ["sm_90", "sm_120"])
+@pytest.mark.parametrize("page_size", [None, 16])
+def test_of_latents_too(monkeypatch: pytest.MonkeyPatch, name: str, page_size: int | None) -> None:
+    kernel, lengths = "split_decode_latents", (203, 70) if page_size else None
+    case = replace(
+        one_latent_case(), fmt="bf16", q_dtype=torch.bfloat16, page_size=page_size, lengths=lengths,
+        room=203,
     )  # fmt: skip
-    assert launch.last_code_hash() == findings.code_hash[:16]
+    audited = Case(
+        kernel, "bf16", "bf16", 576, 512, page_size or 0, ragged=lengths is not None
+    )  # fmt: skip
+    findings = compiling.compile_case(audited, TARGETS[name], compiling.kernels(kernel))
+    assert launched(monkeypatch, case, case.latents(), name, kernel) == findings.code_hash[:16]
+
+
+@needs_triton
+def test_a_latent_is_counted_once_by_its_bytes_and_by_the_formula(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    only = ("--target", "sm_90", "--kernel", "latents/bf16/576x512/contiguous", "--json")
+    start(monkeypatch, *only)
+    (kernel,) = json.loads(capsys.readouterr().out)["kernels"]
+    assert kernel["faults"] == []
+    assert kernel["formula_bytes_per_token"] == kernel["findings"]["bytes_per_token"] == 576 * 2
 
 
 def test_tools_that_do_not_run_are_no_fault_of_a_kernel(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -97,6 +98,18 @@ def test_the_tiles_of_all_programs_fit_into_shared_memory(
     assert config.max_registers * config.num_warps * 32 * config.programs_per_sm <= 65_536
 
 
+@pytest.mark.parametrize("paged", [False, True])
+@pytest.mark.parametrize("capability", configs.SHARED_BYTES)
+def test_the_tiles_of_latents_fit_into_shared_memory(capability: int, paged: bool) -> None:
+    """Beside those on their way the 16 queries, which both products read from there."""
+    room = Room(configs.SHARED_BYTES[capability])
+    config = configs.choose_for(room, "bf16", 576, 512, paged=paged)
+    on_their_way = config.num_stages - 1 - (2 if paged else 0)
+    used = config.programs_per_sm * 576 * 2 * (config.block_n * on_their_way + configs.ROWS)
+    assert used < 0.95 * room.shared_bytes
+    assert config.max_registers * config.num_warps * 32 * config.programs_per_sm <= 65_536
+
+
 def test_pages_take_more_stages_and_no_row_is_too_long() -> None:
     room = Room(configs.SHARED_BYTES[90])
     flat, paged = (choose(room, 512, paged=p) for p in (False, True))
@@ -154,6 +167,29 @@ def test_on_a_cpu_by_the_interpreter_alone() -> None:
 def test_supports(view: KVView, dtype: torch.dtype, reason: str | None) -> None:
     said = TRITON.supports(view, dtype)
     assert said is None if reason is None else reason in str(said)
+
+
+def latents(fmt: str, k_dim: int, v_dim: int) -> KVView:
+    view = make_view(fmt, k_dim=k_dim)
+    return replace(view, v=view.k[..., :v_dim], v_scale=view.k_scale)
+
+
+@pytest.mark.parametrize(
+    ("view", "reason"),
+    [
+        (latents("fp16", 576, 512), None),
+        (latents("fp16", 80, 64), None),  # by the kernel of all others
+        (latents("fp16", 528, 512), "latents of 528 of which 512 are V: triton takes 576 of which"),
+        (latents("fp16", 1088, 1024), "latents of 1088"),
+        (latents("int8", 576, 512), "latents of int8: .* spill"),
+        (latents("fp8_e4m3", 576, 512), "latents of fp8_e4m3: .* spill"),
+        (replace(latents("fp16", 576, 512), window=9), "a sliding window over latents"),
+        (make_view("fp16", k_dim=576, v_dim=512), "head_dim 576: .* where V is no part of K"),
+    ],
+)
+def test_supports_of_latents(view: KVView, reason: str | None) -> None:
+    said = TRITON.supports(view, torch.float16)
+    assert said is None if reason is None else re.search(reason, str(said))
 
 
 def test_int8_rows_must_start_at_whole_words() -> None:
@@ -225,6 +261,18 @@ def test_shapes_and_dtypes_on_a_gpu_without_one() -> None:
         )
     assert (out.shape, out.dtype, out.device.type) == ((3, 8, 128), torch.bfloat16, "cuda")
     assert (part.shape, part.dtype, sums.shape) == ((3, 8, 128), torch.float32, (3, 8))
+
+
+def test_shapes_of_latents_without_a_gpu() -> None:
+    with FakeTensorMode():
+        q = torch.empty(2, 20, 576, dtype=torch.float16, device="cuda")
+        k = torch.empty(2, 1, 50, 576, dtype=torch.float16, device="cuda")
+        v = torch.empty(2, 1, 50, 512, dtype=torch.float16, device="cuda")
+        rest = (None, None, None, None, None, None, "fp16", None, 0)
+        out = torch.ops.kvgauge.triton_decode(q, k, v, *rest)
+        part, sums = torch.ops.kvgauge.triton_decode_part(q, k, v, *rest)
+    assert (out.shape, out.dtype, out.device.type) == ((2, 20, 512), torch.float16, "cuda")
+    assert (part.shape, part.dtype, sums.shape) == ((2, 20, 512), torch.float32, (2, 20))
 
 
 def test_the_package_imports_without_triton() -> None:

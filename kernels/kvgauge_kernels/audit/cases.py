@@ -12,6 +12,7 @@ from kvgauge_kernels.triton import configs
 
 _POINTER = {"fp16": "*fp16", "bf16": "*bf16", "int8": "*i8", "fp32": "*fp32"}  # the rest are bytes
 SPLIT, PACKED, MERGE = "split_decode", "split_decode_packed", "merge_splits"
+LATENTS = "split_decode_latents"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,13 @@ class Case:
     def reads_rows(self) -> bool:
         """Whether it reads K and V and multiplies matrices."""
         return self.kernel != MERGE
+
+    @property
+    def tile_dims(self) -> tuple[int, int]:
+        """Columns of the two tiles that an iteration loads: K's and V's, or the latent's and the rope's."""
+        if self.kernel == LATENTS:
+            return self.v_dim, self.k_dim - self.v_dim
+        return self.k_dim, self.v_dim
 
     def config(self, target: Target) -> configs.Config | None:
         """What the host would choose there; None for the merge, which has one shape."""
@@ -91,6 +99,15 @@ def default_cases() -> tuple[Case, ...]:
         Case(PACKED, "int4-g32", "bf16", 128, 128),
         Case(PACKED, "int4", "bf16", 128, 128, 16, windowed=True),
     ]
+    for k_dim, v_dim in configs.LATENT_DIMS:
+        cases += [
+            Case(LATENTS, "bf16", "bf16", k_dim, v_dim),
+            Case(LATENTS, "fp16", "fp16", k_dim, v_dim),
+            Case(LATENTS, "fp16", "fp16", k_dim, v_dim, 16),
+            Case(LATENTS, "bf16", "bf16", k_dim, v_dim, 16, ragged=True),
+            Case(LATENTS, "bf16", "bf16", k_dim, v_dim, 64),  # as FlashMLA has them
+            Case(MERGE, "bf16", "bf16", v_dim, v_dim),
+        ]
     cases += [Case(MERGE, fmt, fmt, 128, 128) for fmt in ("fp16", "bf16", "fp32")]  # fp32: a part
     return tuple(cases)
 
@@ -115,7 +132,7 @@ def inputs(
     """As the host's own launch specialises them for a cache that torch allocated."""
     config, stored = case.config(target), stored_as(case.format)
     shapes = {
-        "K_DIM": case.k_dim, "V_DIM": case.v_dim,
+        "K_DIM": case.k_dim, "V_DIM": case.v_dim, "ROPE_DIM": case.k_dim - case.v_dim,
         "K_PADDED": configs.padded(case.k_dim), "V_PADDED": configs.padded(case.v_dim),
         "PAGE": case.page_size, "ROWS": configs.ROWS, "UPCAST": False,
         "BITS": stored.bits, "GROUP": stored.group,

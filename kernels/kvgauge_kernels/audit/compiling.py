@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from kvgauge_kernels.audit.amdgcn import read_amdgcn
-from kvgauge_kernels.audit.cases import PACKED, SPLIT, Case, inputs
+from kvgauge_kernels.audit.cases import LATENTS, PACKED, SPLIT, Case, inputs
 from kvgauge_kernels.audit.elf import code_hash
 from kvgauge_kernels.audit.findings import Code, Findings
 from kvgauge_kernels.audit.sass import read_sass
@@ -20,7 +20,7 @@ from kvgauge_kernels.stored import stored_as
 from kvgauge_kernels.triton import configs
 
 # Kernels by the file in kvgauge_kernels/triton that holds them; all others are in kernels.py.
-_FILES = {PACKED: "packed"}
+_FILES = {PACKED: "packed", LATENTS: "latents"}
 # What kernels call: a change there changes them all.
 SHARED_FILES = ("numbers", "tokens", "configs")
 
@@ -62,9 +62,8 @@ def compile_case(case: Case, target: Target, module: ModuleType) -> Findings:
     config = case.config(target)
     moved = None
     if config is not None:
-        dims = (case.k_dim, case.v_dim)
-        padded = (configs.padded(case.k_dim), configs.padded(case.v_dim))
-        group = stored_as(case.format).group
+        dims, group = case.tile_dims, stored_as(case.format).group
+        padded = (configs.padded(dims[0]), configs.padded(dims[1]))
         moved = bytes_per_token(built.asm["ttir"], config.block_n, dims, padded, group)
     return Findings(
         code=code,

@@ -32,8 +32,8 @@ def bytes_per_token(
     """Bytes of K, V and their scales that the loop moves for a token of one K/V head; None without.
 
     Tiles of rows count the share of their columns that the mask lets through: `dims` of `padded`, for
-    K and V in the order of their loads; tiles of scales and zeros likewise, a column to `group` elements.
-    Page tables (one-dimensional integers) are left out: a page's entry serves all its tokens.
+    the two tiles in the order of their loads; tiles of scales and zeros likewise, a column to `group`
+    elements. Page tables (one-dimensional integers) are left out: a page's entry serves all its tokens.
     """
     loads = loop_loads(ttir)
     whole = [(shape, bits) for shape, kind, bits in loads if len(shape) == 2 and kind == "i"]

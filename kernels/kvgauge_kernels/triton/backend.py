@@ -11,28 +11,27 @@ import torch
 
 from kvgauge_kernels.compiling import constant_when_compiled
 from kvgauge_kernels.protocol import no_cuda
-from kvgauge_kernels.stored import FLOAT8_DTYPE, GROUPED_BITS, stored_as
+from kvgauge_kernels.stored import FLOAT8_DTYPE, GROUPED_BITS
 from kvgauge_kernels.torch_ops import SDPA_OPS
 from kvgauge_kernels.torch_prefill import prefill_by_torch
 from kvgauge_kernels.triton import launch
+from kvgauge_kernels.triton.refusals import dims_refusal, quantized_refusal
 from kvgauge_kernels.view import KVView
 
-_DIM_STEP, _MAX_DIM = 16, 256
 _Q_DTYPES = (torch.float16, torch.bfloat16)
-# Rows of one byte an element or less are read as words.
-_WORD_BYTES = 4
 
 
 class TritonBackend:
     """Split-KV decode attention in Triton: the cache is read once, as it is stored.
 
     The query heads of a group are the rows of one matrix product; above 16 of them the cache is read
-    again for each 16. A quantized cache is dequantized in registers: int8, fp8 (by shifts, on every
-    GPU alike), int4 and int2 in groups of any power of two. Of a sliding window the tokens between it
-    and the sinks are not read. Memory past a sequence's length, and pages that no sequence uses, may
-    hold anything. A cache whose rows are no multiple of 16 bytes apart is read by narrower
-    instructions; so are head dims that no audited case has (`audit/cases.py`), where packed formats may
-    spill too.
+    again for each 16. Of MLA's latents of 512 and 64 one load serves K and V; of other caches whose V
+    lies in K's rows V is loaded by itself. A quantized cache is dequantized in registers: int8, fp8 (by
+    shifts, on every GPU alike), int4 and int2 in groups of any power of two. Of a sliding window the
+    tokens between it and the sinks are not read. Memory past a sequence's length, and pages that no
+    sequence uses, may hold anything. A cache whose rows are no multiple of 16 bytes apart is read by
+    narrower instructions; so are head dims that no audited case has (`audit/cases.py`), where packed
+    formats may spill too.
 
     Prefill is torch's: sdpa-flash, or sdpa-math where the K and V dims differ, over a copy where the
     cache is paged or quantized.
@@ -65,16 +64,18 @@ class TritonBackend:
         return _why_not(device)
 
     def supports(self, view: KVView, q_dtype: torch.dtype) -> str | None:
-        """Every format but fp32, both layouts, windows, head dims in multiples of 16 up to 256."""
-        refusal = view.refusal(q_dtype, self.formats, self.layouts, windows=True)
+        """Every format but fp32, both layouts, windows, head dims in multiples of 16 up to 256.
+
+        Of MLA's latents of 512 and 64 fp16 and bf16, without a window.
+        """
+        refusal = view.refusal(q_dtype, self.formats, self.layouts, windows=True) or dims_refusal(
+            view
+        )
         if refusal is not None:
             return refusal
-        for dim in (view.k_dim, view.v_dim):
-            if dim % _DIM_STEP or not 0 < dim <= _MAX_DIM:
-                return f"head_dim {dim}: triton takes multiples of {_DIM_STEP} up to {_MAX_DIM}"
         if q_dtype not in _Q_DTYPES:
             return f"queries of {q_dtype}: triton takes fp16 and bf16"
-        return _quantized_refusal(view) if view.k.element_size() == 1 else None
+        return quantized_refusal(view) if view.k.element_size() == 1 else None
 
     def decode(self, q: torch.Tensor, view: KVView) -> torch.Tensor:
         """See AttentionBackend.
@@ -137,31 +138,3 @@ def _why_not(device: torch.device) -> str | None:
     if not torch.version.hip and major < 8:
         return f"compute capability {major}.{minor}: these kernels need 8.0 or newer"
     return None
-
-
-def _quantized_refusal(view: KVView) -> str | None:
-    stored = stored_as(view.format)
-    sides = [x for name, x in view.tensors().items() if name not in ("k", "v")]
-    if any(x.dtype != torch.float16 for x in sides):
-        return f"{view.format} caches need scales and zero points of float16"
-    if stored.group is None:
-        return None if _in_words(view.v) else f"{view.format} rows of V {_NO_WORDS}"
-    if stored.group & (stored.group - 1) or stored.group < stored.per_byte:
-        return f"groups of {stored.group}: triton takes powers of two from {stored.per_byte} on"
-    if not _in_words(view.k) or not _in_words(view.v):
-        return f"{view.format} rows {_NO_WORDS}"
-    for scale, zero in ((view.k_scale, view.k_zero), (view.v_scale, view.v_zero)):
-        if scale is None or zero is None or scale.stride() != zero.stride():
-            return "zero points that lie otherwise than their scales"
-        if scale.shape[3] > 1 and scale.stride(3) != 1:
-            return "scales of one row that do not touch each other"
-    return None
-
-
-_NO_WORDS = f"that start at no multiple of {_WORD_BYTES} bytes"
-
-
-def _in_words(rows: torch.Tensor) -> bool:
-    # torch.compile traces no addresses; a GPU faults on words that start elsewhere.
-    start = 0 if torch.compiler.is_compiling() else rows.data_ptr()
-    return not start % _WORD_BYTES and not any(s % _WORD_BYTES for s in rows.stride()[:3])

@@ -80,6 +80,15 @@ _HIP = {
     512: Config(32, WARPS, 2, 1, "tiles of 16 kB; int8 rows of 192 and 128 take most registers"),
     1024: Config(16, WARPS, 2, 2, "tiles of 16 kB with half the tokens"),
 }
+# MLA's latents, by their K and V dims: DeepSeek-V2 and V3, 512 of latent and 64 of rope. A tile has K's row
+# once; 16 rows of 512 in fp32 are 64 registers of each of 128 threads.
+LATENT_DIMS = ((576, 512),)
+_LATENTS_FROM_SHARED = {
+    200_000: Config(32, WARPS, 3, 2, "two tiles of 37 kB on their way in each of two programs"),
+    _LARGE: Config(32, WARPS, 2, 2, "one tile of 37 kB on its way: two leave no second program"),
+    0: Config(16, WARPS, 2, 2, "one tile of 18 kB on its way: 32 tokens leave no second program"),
+}
+_LATENTS_HIP = Config(16, 2, 2, 2, "128 threads: of 256 a rope tile of 2 kB has 8 bytes for each")
 _LOAD_BYTES = 16
 """What a thread loads by one instruction."""
 # A page's number must arrive before its rows can be asked for: Triton spreads the stages over both
@@ -108,20 +117,31 @@ def choose(room: Room, row_bytes: int, *, paged: bool, packed: bool = False) -> 
     entry = next((table[limit] for limit in sorted(table) if row_bytes <= limit), None)
     if entry is None:
         raise ValueError(f"tile rows of {row_bytes} bytes: at most {max(table)}")
-    if not paged or room.backend == "hip":
-        return entry
-    stages = entry.num_stages + _STAGES_FOR_PAGES
-    return Config(entry.block_n, entry.num_warps, stages, entry.programs_per_sm, entry.reason)
+    return _for_pages(entry, room) if paged else entry
+
+
+def choose_latents(room: Room, *, paged: bool) -> Config:
+    """The entry for latents of `LATENT_DIMS` in 16 bits."""
+    least = next(least for least in _LATENTS_FROM_SHARED if room.shared_bytes >= least)
+    entry = _LATENTS_HIP if room.backend == "hip" else _LATENTS_FROM_SHARED[least]
+    return _for_pages(entry, room) if paged else entry
+
+
+def _for_pages(entry: Config, room: Room) -> Config:
+    more = 0 if room.backend == "hip" else _STAGES_FOR_PAGES
+    return replace(entry, num_stages=entry.num_stages + more)
 
 
 def choose_for(room: Room, kv_format: str, k_dim: int, v_dim: int, *, paged: bool) -> Config:
-    """The entry for a cache of that format; raises ValueError as `choose`.
+    """The entry for a cache of that format, MLA's latents where the dims are those; raises as `choose`.
 
     A tile of int4 or int2 is counted as one of fp16, which its numbers pass through; its bytes on their
     way are a quarter or an eighth of that. Where a tile has not 16 bytes for every thread it gets more
     tokens.
     """
     stored = stored_as(kv_format)
+    if (k_dim, v_dim) in LATENT_DIMS:
+        return choose_latents(room, paged=paged)
     row_bytes = tile_row_bytes(k_dim, v_dim, 2 if stored.group else stored.bits // 8)
     entry = choose(room, row_bytes, paged=paged, packed=stored.group is not None)
     if stored.group and room.backend == "hip":

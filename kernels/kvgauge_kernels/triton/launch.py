@@ -13,6 +13,7 @@ from kvgauge_kernels.audit.elf import SHORT_HASH, code_hash
 from kvgauge_kernels.stored import FLOAT8_DTYPE, stored_as
 from kvgauge_kernels.triton import configs, tuned
 from kvgauge_kernels.triton.lengths import on_device
+from kvgauge_kernels.triton.refusals import latents_refusal
 from kvgauge_kernels.triton.splits import chunk_tokens, split_count
 from kvgauge_kernels.view import KVView
 
@@ -44,6 +45,18 @@ def processor(device: torch.device) -> Processor:
 _last: Any = None
 _last_kernel = "split_decode"
 _last_config: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """The kernel that reads a cache, and what it takes beside what all of them take."""
+
+    kernel: Any
+    name: str
+    rows: tuple[torch.Tensor | None, ...]
+    window: tuple[int | None, ...]
+    strides: tuple[int, ...]
+    constants: dict[str, int]
 
 
 def last_code_hash() -> str | None:
@@ -117,6 +130,8 @@ def _decode(q: torch.Tensor, view: KVView, out: torch.Tensor, sums: torch.Tensor
         raise ValueError(f"q must be [batch, q_heads, k_dim], rows contiguous: {q.stride()}")
     if view.block_table is not None and view.block_table.stride(1) != 1:
         raise ValueError("the entries of a block table's row must lie next to each other")
+    if (view.k_dim, view.v_dim) in configs.LATENT_DIMS and (said := latents_refusal(view)):
+        raise ValueError(said)
     if not view.batch:
         return
     on = processor(q.device)
@@ -153,48 +168,63 @@ def _start(
     grid: tuple[int, int, int],
     chunk: int,
 ) -> None:
-    from kvgauge_kernels.triton.kernels import merge_splits, split_decode
-    from kvgauge_kernels.triton.packed import split_decode_packed
+    from kvgauge_kernels.triton.kernels import merge_splits
 
     splits = grid[1]
     tokens, lengths = _tokens(view.lengths or (view.tokens,), q.device)
     parts = torch.empty(*q.shape[:2], splits, view.v_dim, dtype=torch.float32, device=q.device)
     part_sums = torch.empty(*q.shape[:2], splits, dtype=torch.float32, device=q.device)
-    v_padded = configs.padded(view.v_dim)
     # NVIDIA's compiler alone takes a cap: neither AMD's nor the interpreter.
     nvidia = not torch.version.hip and not interpreted()
     options = {"maxnreg": config.max_registers} if nvidia else {}
-    stored = stored_as(view.format)
-    sides: tuple[torch.Tensor | None, ...] = (view.k_scale, view.v_scale)
-    if stored.group is None:
-        kernel = split_decode
-        own = {"FP8_MANTISSA": configs.FP8_MANTISSA_BITS.get(view.format, 0)}
-    else:
-        kernel, sides = split_decode_packed, (*sides, view.k_zero, view.v_zero)
-        own = {"BITS": stored.bits, "GROUP": stored.group}
+    split = _split(view)
     global _last, _last_kernel
-    _last_kernel = "split_decode" if stored.group is None else "split_decode_packed"
-    _last = kernel[grid](
-        q, _readable(view.k), _readable(view.v), *sides, view.block_table, lengths,
-        parts, part_sums, tokens, chunk, group,
-        view.window, None if view.window is None else view.sink_tokens,
+    _last_kernel = split.name
+    _last = split.kernel[grid](
+        q, *split.rows, view.block_table, lengths,
+        parts, part_sums, tokens, chunk, group, *split.window,
         view.k_dim**-0.5 * math.log2(math.e),
-        *q.stride()[:2],
-        *view.k.stride()[:3], *view.v.stride()[:3],
-        *_strides(view.k_scale), *_strides(view.v_scale),
+        *q.stride()[:2], *split.strides,
         0 if view.block_table is None else view.block_table.stride(0),
-        K_DIM=view.k_dim, V_DIM=view.v_dim,
-        K_PADDED=configs.padded(view.k_dim), V_PADDED=v_padded,
-        PAGE=view.page_size or 0, ROWS=configs.ROWS, BLOCK_N=config.block_n,
+        V_DIM=view.v_dim, PAGE=view.page_size or 0, ROWS=configs.ROWS, BLOCK_N=config.block_n,
         UPCAST=interpreted() and q.dtype == torch.bfloat16,
-        num_warps=config.num_warps, num_stages=config.num_stages, **own, **options,
+        num_warps=config.num_warps, num_stages=config.num_stages, **split.constants, **options,
     )  # fmt: skip
     tokens, lengths = _tokens(read_tokens(view), q.device)
     merge_splits[(q.shape[1], q.shape[0])](
         parts, part_sums, lengths, out, sums, tokens, chunk, splits,
-        V_DIM=view.v_dim, V_PADDED=v_padded, BLOCK_S=configs.MERGE_BLOCK_S,
+        V_DIM=view.v_dim, V_PADDED=configs.padded(view.v_dim), BLOCK_S=configs.MERGE_BLOCK_S,
         num_warps=configs.MERGE_WARPS,
     )  # fmt: skip
+
+
+def _split(view: KVView) -> _Split:
+    """Of MLA's latents the kernel that loads what K and V share once; of packed codes theirs."""
+    from kvgauge_kernels.triton.kernels import split_decode
+    from kvgauge_kernels.triton.latents import split_decode_latents
+    from kvgauge_kernels.triton.packed import split_decode_packed
+
+    if (view.k_dim, view.v_dim) in configs.LATENT_DIMS:
+        rope = {"ROPE_DIM": view.k_dim - view.v_dim}
+        strides = view.k.stride()[:3]
+        return _Split(split_decode_latents, "split_decode_latents", (view.k,), (), strides, rope)
+    stored = stored_as(view.format)
+    window = (view.window, None if view.window is None else view.sink_tokens)
+    strides = (
+        *view.k.stride()[:3], *view.v.stride()[:3], *_strides(view.k_scale), *_strides(view.v_scale),
+    )  # fmt: skip
+    constants = {
+        "K_DIM": view.k_dim,
+        "K_PADDED": configs.padded(view.k_dim), "V_PADDED": configs.padded(view.v_dim),
+    }  # fmt: skip
+    rows: tuple[torch.Tensor | None, ...]
+    rows = (_readable(view.k), _readable(view.v), view.k_scale, view.v_scale)
+    if stored.group is None:
+        constants["FP8_MANTISSA"] = configs.FP8_MANTISSA_BITS.get(view.format, 0)
+        return _Split(split_decode, "split_decode", rows, window, strides, constants)
+    rows = (*rows, view.k_zero, view.v_zero)
+    constants |= {"BITS": stored.bits, "GROUP": stored.group}
+    return _Split(split_decode_packed, "split_decode_packed", rows, window, strides, constants)
 
 
 def _tokens(known: tuple[int, ...], device: torch.device) -> tuple[int, torch.Tensor | None]:
