@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from kernels_for_tests import DTYPES, as_stored
 from kvgauge_kernels import KVView
-from kvgauge_kernels.triton.configs import SHARED_BYTES, Room
+from kvgauge_kernels.stored import stored_as
+from kvgauge_kernels.triton.configs import PACKED_DIMS, SHARED_BYTES, Room
 from kvgauge_kernels.triton.launch import Processor
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -204,6 +205,9 @@ def one_latent_case() -> TritonCase:
 def triton_cases(draw: st.DrawFn) -> TritonCase:
     fmt = draw(st.sampled_from(FORMATS))
     k_dim = draw(st.sampled_from([16, 64, 80, 128, 192, 256]))
+    v_dim = draw(st.sampled_from([k_dim, k_dim, 32, 112]))
+    if (base := stored_as(fmt).base) in PACKED_DIMS:
+        k_dim, v_dim = draw(st.sampled_from(PACKED_DIMS[base]))
     room = draw(st.integers(1, 200) | st.integers(200, 700))
     length = st.integers(1, room)
     window = draw(st.none() | st.none() | st.integers(1, room + 9))
@@ -213,7 +217,7 @@ def triton_cases(draw: st.DrawFn) -> TritonCase:
         fmt=fmt,
         q_dtype=DTYPES[fmt] if fmt in DTYPES else draw(st.sampled_from([torch.float16, torch.bfloat16])),
         k_dim=k_dim,
-        v_dim=draw(st.sampled_from([k_dim, k_dim, 32, 112])),
+        v_dim=v_dim,
         kv_heads=draw(st.integers(1, 3)),
         group=draw(st.integers(1, 8) | st.sampled_from([16, 17, 40])),
         lengths=draw(st.none() | st.lists(length, min_size=1, max_size=3).map(tuple)),

@@ -105,6 +105,8 @@ MUTATIONS = tuple(
         (PACKED, "side += before * v_scale_token_stride", "side += 0 * v_scale_token_stride"),
         (PACKED, "(k_groups < tl.cdiv(K_DIM, GROUP))", "(k_groups < 1)"),
         (PACKED, "(v_groups < tl.cdiv(V_DIM, GROUP))", "(v_groups < 1)"),
+        (PACKED, "k_groups = tl.arange(0, K_PARTS) // (GROUP // PART)", "k_groups = tl.arange(0, K_PARTS)"),
+        (PACKED, "v_groups = tl.arange(0, V_PARTS) // (GROUP // PART)", "v_groups = tl.arange(0, V_PARTS)"),
         (PACKED, "tl.load(k_zero + at", "tl.load(k_scale + at"),
         (PACKED, "tl.load(v_zero + at", "tl.load(v_scale + at"),
         (PACKED, "tl.dot(query, tl.trans(keys)) * score_scale", "tl.dot(query, tl.trans(keys))"),

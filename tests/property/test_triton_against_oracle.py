@@ -23,6 +23,7 @@ from kvgauge.selftest.checks import run_checks
 from kvgauge_kernels import BACKENDS, KVView, decode, oracle_decode
 from kvgauge_kernels.stored import stored_as
 from kvgauge_kernels.triton import configs, launch, tuned
+from kvgauge_kernels.triton.configs import PACKED_DIMS, PACKED_GROUPS
 from triton_for_tests import (
     INSIDE,
     TritonCase,
@@ -108,9 +109,20 @@ def test_every_format_in_every_layout(fmt: str, dtype: torch.dtype, page_size: i
 
 @inside
 @pytest.mark.parametrize(("k_dim", "v_dim"), [(80, 80), (192, 128), (256, 256), (16, 240)])
-@pytest.mark.parametrize("fmt", ["fp16", "int8", "fp8_e4m3", "int4", "int2-g32"])
+@pytest.mark.parametrize("fmt", ["fp16", "int8", "fp8_e4m3"])
 def test_head_dims(fmt: str, k_dim: int, v_dim: int) -> None:
     check(replace(ONE, fmt=fmt, k_dim=k_dim, v_dim=v_dim))
+
+
+@inside
+@pytest.mark.parametrize(
+    ("base", "dims"), [(base, dims) for base, each in PACKED_DIMS.items() for dims in each]
+)
+@pytest.mark.parametrize("group", PACKED_GROUPS)
+def test_head_dims_and_groups_of_packed_rows(base: str, dims: tuple[int, int], group: int) -> None:
+    k_dim, v_dim = dims
+    lengths = (70, 33)  # a block and a part of one
+    check(replace(ONE, fmt=f"{base}-g{group}", k_dim=k_dim, v_dim=v_dim, lengths=lengths, room=70))
 
 
 @inside
@@ -242,8 +254,11 @@ def test_the_operator_refuses_rows_that_are_not_contiguous() -> None:
 
 
 @inside
-@pytest.mark.parametrize("fmt", ["fp16", "int8", "fp8_e4m3", "int4"])
-@pytest.mark.parametrize("dim", [64, 80])
+@pytest.mark.parametrize(
+    ("fmt", "dim"),
+    [*((fmt, dim) for fmt in ("fp16", "int8", "fp8_e4m3") for dim in (64, 80)),
+     ("int4", 64), ("int4", 96)],
+)  # fmt: skip
 def test_nothing_behind_a_cache_is_read(fmt: str, dim: int) -> None:
     """Neither tokens behind the last one nor columns behind the last row's."""
     case = replace(ONE, fmt=fmt, k_dim=dim, v_dim=dim, lengths=None, room=70)

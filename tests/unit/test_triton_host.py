@@ -18,7 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kernels_for_tests import make_query, make_view, naive
 from kvgauge_kernels import BACKENDS, KVView, oracle_prefill
+from kvgauge_kernels.audit.cases import PACKED, default_cases
 from kvgauge_kernels.audit.elf import code_hash
+from kvgauge_kernels.stored import stored_as
 from kvgauge_kernels.torch_prefill import prefill_by_torch
 from kvgauge_kernels.triton import configs, launch
 from kvgauge_kernels.triton import lengths as device_lengths
@@ -154,9 +156,15 @@ def test_on_a_cpu_by_the_interpreter_alone() -> None:
         (
             make_view("int4-g48"),
             torch.float16,
-            "groups of 48: triton takes powers of two from 2 on",
+            "groups of 48: triton takes 32, 64, 128",
         ),
-        (make_view("int2-g2"), torch.float16, "powers of two from 4 on"),
+        (make_view("int2-g16"), torch.float16, "groups of 16: triton takes 32, 64, 128"),
+        (
+            make_view("int4", k_dim=80),
+            torch.float16,
+            "int4 of head dims 80/80 (K/V): triton takes 64/64",
+        ),
+        (make_view("int2", k_dim=96), torch.float16, "int2 of head dims 96/96"),
         (make_view("fp32"), torch.float32, "format fp32: it reads bf16, fp16, fp8_e4m3"),
         (make_view("fp16"), torch.bfloat16, "a cache of float16 with queries of bfloat16"),
         (make_view("fp16", k_dim=72), torch.float16, "head_dim 72"),
@@ -205,8 +213,8 @@ def test_int8_rows_must_start_at_whole_words() -> None:
 
 def test_packed_rows_and_their_scales_must_lie_as_the_kernel_reads_them() -> None:
     view = make_view("int4-g32")
-    wide = torch.zeros(*view.k.shape[:3], 35, dtype=torch.uint8)
-    assert "no multiple of 4 bytes" in str(
+    wide = torch.zeros(*view.k.shape[:3], 44, dtype=torch.uint8)
+    assert "no multiple of 16 bytes" in str(
         TRITON.supports(replace(view, k=wide[..., :32]), torch.float16)
     )
     assert view.k_zero is not None
@@ -216,6 +224,24 @@ def test_packed_rows_and_their_scales_must_lie_as_the_kernel_reads_them() -> Non
     loose = torch.zeros(*view.k_zero.shape, 2, dtype=torch.float16)[..., 0]
     both = replace(view, k_zero=loose, k_scale=loose)
     assert "do not touch" in str(TRITON.supports(both, torch.float16))
+
+
+@pytest.mark.parametrize("base", ["int4", "int2"])
+def test_whatever_packed_rows_are_taken_has_audited_cases(base: str) -> None:
+    audited = {
+        (stored_as(case.format), case.k_dim, case.v_dim, case.page_size > 0)
+        for case in default_cases()
+        if case.kernel == PACKED
+    }
+    taken = 0
+    for group in (4, 8, 16, 32, 48, 64, 96, 128, 256):
+        for k_dim in range(16, 272, 16):
+            for v_dim in {16, 64, 128, k_dim}:
+                view = make_view(f"{base}-g{group}", k_dim=k_dim, v_dim=v_dim, tokens=2)
+                if TRITON.supports(view, torch.bfloat16) is None:
+                    taken += 1
+                    assert (stored_as(view.format), k_dim, v_dim, True) in audited
+    assert taken == {"int4": 15, "int2": 9}[base]
 
 
 @pytest.mark.parametrize("fmt", ["int4", "int2", "int2-g32"])

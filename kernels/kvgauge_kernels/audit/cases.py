@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvgauge_kernels.audit.targets import Target
-from kvgauge_kernels.stored import stored_as
+from kvgauge_kernels.stored import DEFAULT_GROUP, stored_as
 from kvgauge_kernels.triton import configs
 
 _POINTER = {"fp16": "*fp16", "bf16": "*bf16", "int8": "*i8", "fp32": "*fp32"}  # the rest are bytes
@@ -91,9 +91,12 @@ def default_cases() -> tuple[Case, ...]:
         Case(SPLIT, "bf16", "bf16", 64, 64, windowed=True),  # gpt-oss, with sinks
         Case(SPLIT, "bf16", "bf16", 128, 128, 16, windowed=True),
     ]
-    cases += [
-        Case(PACKED, fmt, "bf16", dim, dim, page) for fmt in ("int4", "int2") for dim, page in _FEW
-    ]
+    for base, dims in configs.PACKED_DIMS.items():
+        for group in configs.PACKED_GROUPS:
+            fmt = base if group == DEFAULT_GROUP else f"{base}-g{group}"
+            # Pages take the most registers.
+            pages = (0, 16) if group == DEFAULT_GROUP else (16,)
+            cases += [Case(PACKED, fmt, "bf16", *both, page) for both in dims for page in pages]
     cases += [
         Case(PACKED, "int4", "fp16", 128, 128),
         Case(PACKED, "int4-g32", "bf16", 128, 128),

@@ -27,11 +27,10 @@ class TritonBackend:
     The query heads of a group are the rows of one matrix product; above 16 of them the cache is read
     again for each 16. Of MLA's latents of 512 and 64 one load serves K and V; of other caches whose V
     lies in K's rows V is loaded by itself. A quantized cache is dequantized in registers: int8, fp8 (by
-    shifts, on every GPU alike), int4 and int2 in groups of any power of two. Of a sliding window the
-    tokens between it and the sinks are not read. Memory past a sequence's length, and pages that no
-    sequence uses, may hold anything. A cache whose rows are no multiple of 16 bytes apart is read by
-    narrower instructions; so are head dims that no audited case has (`audit/cases.py`), where packed
-    formats may spill too.
+    shifts, on every GPU alike), int4 and int2 of the head dims and groups that are audited (configs.py).
+    Of a sliding window the tokens between it and the sinks are not read. Memory past a sequence's length,
+    and pages that no sequence uses, may hold anything. A cache whose rows are no multiple of 16 bytes
+    apart is read by narrower instructions; packed ones are refused.
 
     Prefill is torch's: sdpa-flash, or sdpa-math where the K and V dims differ, over a copy where the
     cache is paged or quantized.

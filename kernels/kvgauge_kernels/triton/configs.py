@@ -70,6 +70,13 @@ _SMALL_SHARED = {
         32, WARPS, 2, 2, "one tile of 32 kB on its way: two would leave no second program"
     ),
 }
+# What packed rows are read of: head dims of K and V that fill whole loads of 16 bytes and do not spill,
+# and elements to a scale. Each has audited cases.
+PACKED_DIMS = {
+    "int4": ((64, 64), (96, 96), (128, 128), (192, 128), (256, 256)),
+    "int2": ((64, 64), (128, 128), (256, 256)),
+}
+PACKED_GROUPS = (32, 64, 128)
 # int4 and int2: their numbers take registers, their tiles little shared memory.
 _SMALL_SHARED_PACKED = {
     512: Config(64, WARPS, 3, 2, "with 32 tokens, or a third program, registers spill"),

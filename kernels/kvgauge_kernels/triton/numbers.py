@@ -39,11 +39,11 @@ def fp8_numbers(codes, MANTISSA: tl.constexpr):
 @triton.jit
 def grouped_numbers(
     words,  # int32 [n, DIM * BITS / 32]
-    scale,  # fp16 [n, GROUPS]
+    scale,  # fp16 [n, PARTS]
     zero,
     BITS: tl.constexpr,
     DIM: tl.constexpr,
-    GROUPS: tl.constexpr,
+    PARTS: tl.constexpr,
     dtype: tl.constexpr,
 ):
     """Codes of a few bits, `code * scale + zero`, as fp16 where that is `dtype`, else as fp32: `[n, DIM]`."""
@@ -54,6 +54,6 @@ def grouped_numbers(
         numbers = (codes | 0x6400).to(tl.uint16).to(tl.float16, bitcast=True) - 1024.0
     else:
         numbers = (codes | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
-    parts = tl.reshape(numbers, [words.shape[0], GROUPS, DIM // GROUPS])
+    parts = tl.reshape(numbers, [words.shape[0], PARTS, DIM // PARTS])
     parts = parts * scale.to(parts.dtype)[:, :, None] + zero.to(parts.dtype)[:, :, None]
     return tl.reshape(parts, [words.shape[0], DIM])

@@ -83,13 +83,15 @@ def split_decode_packed(
     rounded: tl.constexpr = query.dtype
     query = query.to(dtype)
 
-    # Rows in words of 32 bits; groups of a padded row, of which the real ones are read.
+    # Rows in words of 32 bits, and parts of a padded row that have a scale each: those of one long group
+    # are the same one, because parts longer than 32 spill registers. Of the parts the real ones are read.
     k_words = tl.arange(0, K_PADDED * BITS // 32)
     v_words = tl.arange(0, V_PADDED * BITS // 32)
-    K_GROUPS: tl.constexpr = K_PADDED // GROUP if K_PADDED > GROUP else 1
-    V_GROUPS: tl.constexpr = V_PADDED // GROUP if V_PADDED > GROUP else 1
-    k_groups = tl.arange(0, K_GROUPS)
-    v_groups = tl.arange(0, V_GROUPS)
+    PART: tl.constexpr = min(GROUP, 32)
+    K_PARTS: tl.constexpr = K_PADDED // PART
+    V_PARTS: tl.constexpr = V_PADDED // PART
+    k_groups = tl.arange(0, K_PARTS) // (GROUP // PART)
+    v_groups = tl.arange(0, V_PARTS) // (GROUP // PART)
 
     # Offsets from the start of a tensor are 64 bits wide, those within a block 32 bits.
     outer = sequence.to(tl.int64)
@@ -121,7 +123,7 @@ def split_decode_packed(
         mask = valid[:, None] & (k_groups < tl.cdiv(K_DIM, GROUP))
         scale = tl.load(k_scale + at, mask=mask, other=0.0)
         zero = tl.load(k_zero + at, mask=mask, other=0.0)
-        keys = grouped_numbers(words, scale, zero, BITS, K_PADDED, K_GROUPS, dtype).to(dtype)
+        keys = grouped_numbers(words, scale, zero, BITS, K_PADDED, K_PARTS, dtype).to(dtype)
         scores = tl.dot(query, tl.trans(keys)) * score_scale
         scores = tl.where(valid, scores, float("-inf"))
 
@@ -143,7 +145,7 @@ def split_decode_packed(
         mask = valid[:, None] & (v_groups < tl.cdiv(V_DIM, GROUP))
         scale = tl.load(v_scale + at, mask=mask, other=0.0)
         zero = tl.load(v_zero + at, mask=mask, other=0.0)
-        values = grouped_numbers(words, scale, zero, BITS, V_PADDED, V_GROUPS, dtype).to(dtype)
+        values = grouped_numbers(words, scale, zero, BITS, V_PADDED, V_PARTS, dtype).to(dtype)
         out *= kept[:, None]
         out = tl.dot(weights.to(rounded).to(dtype), values, out)
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 
 from kvgauge_kernels.stored import PLAIN_DTYPE, stored_as
-from kvgauge_kernels.triton.configs import LATENT_DIMS
+from kvgauge_kernels.triton.configs import LATENT_DIMS, PACKED_DIMS, PACKED_GROUPS
 from kvgauge_kernels.view import KVView
 
 _DIM_STEP, _MAX_DIM = 16, 256
-# Rows of one byte an element or less are read as words.
-_WORD_BYTES = 4
-_NO_WORDS = f"that start at no multiple of {_WORD_BYTES} bytes"
+# Rows of V of one byte an element are read as words, packed ones by loads as wide as there are.
+_WORD_BYTES, _LOAD_BYTES = 4, 16
 
 
 def dims_refusal(view: KVView) -> str | None:
@@ -46,11 +45,16 @@ def quantized_refusal(view: KVView) -> str | None:
     if any(x.dtype != torch.float16 for x in sides):
         return f"{view.format} caches need scales and zero points of float16"
     if stored.group is None:
-        return None if _in_words(view.v) else f"{view.format} rows of V {_NO_WORDS}"
-    if stored.group & (stored.group - 1) or stored.group < stored.per_byte:
-        return f"groups of {stored.group}: triton takes powers of two from {stored.per_byte} on"
-    if not _in_words(view.k) or not _in_words(view.v):
-        return f"{view.format} rows {_NO_WORDS}"
+        return _apart(view.v, _WORD_BYTES, f"{view.format} rows of V")
+    dims = PACKED_DIMS[stored.base]
+    if (view.k_dim, view.v_dim) not in dims:
+        taken = ", ".join(f"{k}/{v}" for k, v in dims)
+        return f"{stored.base} of head dims {view.k_dim}/{view.v_dim} (K/V): triton takes {taken}"
+    if stored.group not in PACKED_GROUPS:
+        return f"groups of {stored.group}: triton takes {', '.join(map(str, PACKED_GROUPS))}"
+    for rows in (view.k, view.v):
+        if (apart := _apart(rows, _LOAD_BYTES, f"{view.format} rows")) is not None:
+            return apart
     for scale, zero in ((view.k_scale, view.k_zero), (view.v_scale, view.v_zero)):
         if scale is None or zero is None or scale.stride() != zero.stride():
             return "zero points that lie otherwise than their scales"
@@ -59,7 +63,10 @@ def quantized_refusal(view: KVView) -> str | None:
     return None
 
 
-def _in_words(rows: torch.Tensor) -> bool:
+def _apart(rows: torch.Tensor, step: int, named: str) -> str | None:
+    """Of rows of bytes: whether each starts at a multiple of `step`."""
     # torch.compile traces no addresses; a GPU faults on words that start elsewhere.
     start = 0 if torch.compiler.is_compiling() else rows.data_ptr()
-    return not start % _WORD_BYTES and not any(s % _WORD_BYTES for s in rows.stride()[:3])
+    if start % step or any(s % step for s in rows.stride()[:3]):
+        return f"{named} that start at no multiple of {step} bytes"
+    return None
