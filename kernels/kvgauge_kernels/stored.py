@@ -25,7 +25,8 @@ FLOAT8_DTYPE = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 GROUPED_BITS = {"int4": 4, "int2": 2}
 # The same with K's groups along tokens.
 CHANNEL_BITS = {"kivi4": 4, "kivi2": 2}
-_GROUP = {"int4": 64, "int2": 64, "kivi4": 32, "kivi2": 32}
+DEFAULT_GROUP = 64
+_GROUP = {"int4": DEFAULT_GROUP, "int2": DEFAULT_GROUP, "kivi4": 32, "kivi2": 32}
 # Formats that a cache can be in; those in groups also with `-gN`.
 STORED_FORMATS = (*PLAIN_DTYPE, *FLOAT8_DTYPE, "int8", *GROUPED_BITS, *CHANNEL_BITS)
 _GROUPED_NAME = re.compile(r"(int4|int2|kivi4|kivi2)-g([1-9][0-9]{0,3})")
