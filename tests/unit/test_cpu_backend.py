@@ -311,8 +311,9 @@ assert right()
             {},
         ),
     ],
+    ids=["bound", "own threads", "a child", "torchs count"],
 )
-def test_bound_forked_and_other_threads(code: str, variables: dict[str, str]) -> None:
+def test_threads_elsewhere(code: str, variables: dict[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", ELSEWHERE + code],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "2", **variables},
