@@ -20,7 +20,7 @@ from kvgauge_kernels.triton import configs
 
 SCHEMA = 1
 MAX_BYTES = 256 * 2**10
-_SOURCES = ("kernels", "packed", "numbers", "tokens", "configs", "launch", "splits")
+_SOURCES = ("kernels", "packed", "latents", "numbers", "tokens", "configs", "launch", "splits")
 
 
 @dataclass(frozen=True, slots=True)

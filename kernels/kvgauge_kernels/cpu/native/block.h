@@ -107,13 +107,13 @@ struct Block {
   static KVGAUGE_INLINE void prefetch_halves(Halves at, int tokens) {
     const int64_t last = at.stride * (tokens - 1) + 2 * at.groups - 1;
     const int64_t step = last < 1024 ? 64 : last / 4;  // far apart: some of them
-    for (int64_t i = 0; i < last; i += step) __builtin_prefetch(at.first + i);
-    __builtin_prefetch(at.first + last);
+    for (int64_t i = 0; i < last; i += step) __builtin_prefetch(at.first + i, 0, 2);
+    __builtin_prefetch(at.first + last, 0, 2);
   }
 };
 
-// Into the second-level cache, which waits for memory on a core's behalf. The first level has room for few waits,
-// and once those are taken loads wait too.
+// Into the second-level cache, as scales above: it waits for memory on a core's behalf. The first level has room for
+// few waits, and once those are taken loads wait too.
 KVGAUGE_INLINE void prefetch_row(const char* row, int bytes) {
 #pragma GCC unroll 8
   for (int i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 0, 2);
