@@ -1,29 +1,37 @@
 """What happens to a cache between steps: tokens appended, tokens kept and the rest dropped, pages copied.
 
-Each moves bytes and computes nothing but the quantization of an appended token, so torch's indexed copies
-serve; all tensors of a view are treated alike. Positions are those in a sequence, not in memory.
+Each moves bytes and computes nothing but the quantization of an appended token. `by` says who does it:
+"torch" by indexed copies, on any device, or "triton" by this project's kernels for GPUs, which leave the
+bytes that torch leaves on a CPU and, for `keep` and `copy_pages`, take no memory beside the cache. What
+`by` cannot do it refuses: no other way is taken instead. All tensors of a view are treated alike. Positions
+are those in a sequence, not in memory; they are checked on the host, which waits for the device to hear
+them.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from types import ModuleType
 
 import torch
 
 from kvgauge_kernels.quantize import Rows, quantize
 from kvgauge_kernels.stored import stored_as
+from kvgauge_kernels.triton import cache
+from kvgauge_kernels.triton.backend import TritonBackend
 from kvgauge_kernels.view import KVView
 
 
-def append(view: KVView, k: torch.Tensor, v: torch.Tensor) -> KVView:
+def append(view: KVView, k: torch.Tensor, v: torch.Tensor, by: str = "torch") -> KVView:
     """Quantize one more token of each sequence into the room behind its last; nothing is allocated.
 
     k: `[batch, kv_heads, k_dim]`, v: `[batch, kv_heads, v_dim]` floats; the view must have `lengths`.
     Of MLA's latents v is the first v_dim elements of k. Returns the view with each length one longer.
-    Raises ValueError where there is no room, for what is not the cache's, and where K is per channel: its
-    scales are those of a group of tokens, which are quantized together (`quantize_k`).
+    Raises ValueError where there is no room, for what is not the cache's, as `by` cannot, and where K is per
+    channel: its scales are those of a group of tokens, which are quantized together (`quantize_k`).
     """
     _of_single_tokens(view, "append")
+    kernels = _by_triton(by, view)
     if view.lengths is None or max(view.lengths) >= view.tokens:
         raise ValueError(f"no room for a token more in {view.tokens}: lengths {view.lengths}")
     for name, rows, dim in (("k", k, view.k_dim), ("v", v, view.v_dim)):
@@ -33,22 +41,29 @@ def append(view: KVView, k: torch.Tensor, v: torch.Tensor) -> KVView:
             )
     if view.shares_rows and not torch.equal(k[..., : view.v_dim], v):
         raise ValueError(f"v must be the first {view.v_dim} elements of k, in whose rows it lies")
+    longer = replace(view, lengths=tuple(n + 1 for n in view.lengths))
     outer, inside = _written(view, torch.tensor(view.lengths, device=view.k.device)[:, None])
+    if kernels is not None:
+        if (reason := kernels.append_refusal(view)) is not None:
+            raise ValueError(f"append by triton: {reason}")
+        kernels.append_rows(view, k.to(view.k.device), v.to(view.k.device))
+        return longer
     new = {**_named("k", quantize(k, view.format)), **_named("v", quantize(v, view.format))}
     for name, tensor in view.stored_tensors().items():
         # An index on both sides of a slice comes first: [batch, kv_heads, ...].
         tensor[outer[:, 0], :, inside[:, 0]] = new[name].to(tensor.device)
-    return replace(view, lengths=tuple(n + 1 for n in view.lengths))
+    return longer
 
 
-def keep(view: KVView, kept: torch.Tensor) -> KVView:
+def keep(view: KVView, kept: torch.Tensor, by: str = "torch") -> KVView:
     """Eviction: move the tokens that stay to the front, in place; returns the shorter view.
 
     kept: int64 `[batch, n]`, the positions that stay, rising in each row. K/V heads keep the same
-    tokens. Raises ValueError for positions that do not rise or are not there, where sequences share
-    the pages that would be written, and where K is per channel.
+    tokens. Raises ValueError for positions that do not rise or are not there, where sequences share the
+    pages that would be written, where K is per channel, and as `by` cannot.
     """
     _of_single_tokens(view, "keep")
+    kernels = _by_triton(by, view)
     lengths = torch.tensor([view.length(b) for b in range(view.batch)], device=kept.device)
     _whole_numbers("kept", kept)
     if kept.dim() != 2 or kept.shape[0] != view.batch or not kept.shape[1]:
@@ -58,20 +73,28 @@ def keep(view: KVView, kept: torch.Tensor) -> KVView:
     if bool((kept[:, -1] >= lengths).any()):
         raise ValueError(f"a position that stays is past the end: lengths {lengths.tolist()}")
     n = kept.shape[1]
-    outer_from, inside_from = _places(view, kept)
+    shorter = replace(view, lengths=(n,) * view.batch)
     front = torch.arange(n, device=kept.device).expand(view.batch, n)
     outer_to, inside_to = _written(view, front)
+    if kernels is not None:
+        if (reason := kernels.keep_refusal()) is not None:
+            raise ValueError(f"keep by triton: {reason}")
+        kernels.keep_tokens(view, kept)
+        return shorter
+    outer_from, inside_from = _places(view, kept)
     for tensor in view.stored_tensors().values():
         tensor[outer_to, :, inside_to] = tensor[outer_from, :, inside_from]
-    return replace(view, lengths=(n,) * view.batch)
+    return shorter
 
 
-def copy_pages(view: KVView, source: torch.Tensor, target: torch.Tensor) -> None:
+def copy_pages(view: KVView, source: torch.Tensor, target: torch.Tensor, by: str = "torch") -> None:
     """Copy whole pages of a paged cache, scales and zeros with them: int64 page numbers `[n]` each.
 
-    What a fork needs of the page that it is about to write into. Raises ValueError for another layout
-    and where a page is copied onto twice.
+    What a fork needs of the page that it is about to write into. Raises ValueError for another layout,
+    where a page is copied onto twice, and as `by` cannot: triton copies all pages at once, and none that
+    is copied onto too.
     """
+    kernels = _by_triton(by, view)
     if view.layout != "paged":
         raise ValueError("only a paged cache has pages")
     for name, pages in (("source", source), ("target", target)):
@@ -80,6 +103,9 @@ def copy_pages(view: KVView, source: torch.Tensor, target: torch.Tensor) -> None
             raise ValueError(f"{name} must be [n] pages below {view.k.shape[0]}: {pages.tolist()}")
     if source.shape != target.shape or len(set(target.tolist())) != target.numel():
         raise ValueError("as many pages to copy as to copy onto, each of those once")
+    if kernels is not None:
+        kernels.copy_pages(view, source, target)
+        return
     for tensor in view.stored_tensors().values():
         tensor[target] = tensor[source]
 
@@ -91,6 +117,18 @@ def _of_single_tokens(view: KVView, what: str) -> None:
             f"{what}: {view.format} has K per channel, {together} tokens to a scale, and no token of "
             "them can come or go alone"
         )
+
+
+def _by_triton(by: str, view: KVView) -> ModuleType | None:
+    """The launches of the kernels, None for torch's copies; raises ValueError where those cannot run."""
+    if by == "torch":
+        return None
+    if by != "triton":
+        raise ValueError(f"by {by!r}: torch or triton")
+    reason = TritonBackend().available(view.k.device)
+    if reason is not None:
+        raise ValueError(f"by triton: {reason}")
+    return cache
 
 
 def _named(name: str, rows: Rows) -> dict[str, torch.Tensor]:

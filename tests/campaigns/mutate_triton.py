@@ -20,13 +20,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 TESTS = tuple(
     ROOT / "tests" / "property" / f"test_triton_{name}.py"
-    for name in ("against_oracle", "parts", "latents")
+    for name in ("against_oracle", "parts", "latents", "cache_ops")
 )
 OUT = ROOT / "results" / "triton_mutations.md"
 KERNELS, LAUNCH, PACKED, LATENTS = "kernels.py", "launch.py", "packed.py", "latents.py"
 REFUSALS = "refusals.py"
 # Tests of files that no other test reaches; of the rest all are run.
-OWN_TESTS = {LATENTS: TESTS[2:], REFUSALS: TESTS[2:]}
+STORES, MOVES, CACHE = "stores.py", "moves.py", "cache.py"
+OWN_TESTS = {
+    LATENTS: TESTS[2:3], REFUSALS: TESTS[2:3], STORES: TESTS[3:], MOVES: TESTS[3:], CACHE: TESTS[3:]
+}  # fmt: skip
 NUMBERS, TOKENS = "numbers.py", "tokens.py"
 
 
@@ -144,6 +147,64 @@ MUTATIONS = tuple(
         (LAUNCH, '"ROPE_DIM": view.k_dim - view.v_dim', '"ROPE_DIM": 32'),
         (LAUNCH, "(said := latents_refusal(view))", "(said := None)"),
         (REFUSALS, "if not view.shares_rows:", "if False:"),
+        # A row quantized and appended.
+        (STORES, "position = tl.load(lengths + outer)", "position = tl.load(lengths)"),
+        (STORES, "new += outer * new_batch_stride", "new += 0 * new_batch_stride"),
+        (STORES, "+ head * new_head_stride", "+ 0 * new_head_stride"),
+        (STORES, "outer * table_stride + position // PAGE", "outer * table_stride"),
+        (STORES, "position = position % PAGE", "position = position + 0"),
+        (STORES, "head * head_stride + place * token_stride", "head * head_stride"),
+        (STORES, "head * side_head_stride + place * side_token_stride", "head * side_head_stride"),
+        (STORES, "rows += outer * outer_stride", "rows += 0 * outer_stride"),
+        (STORES, "side = outer * side_outer_stride", "side = 0 * side_outer_stride"),
+        (STORES, "(x + 12582912.0) - 12582912.0", "tl.floor(x + 0.5)"),
+        (STORES, "tl.minimum(columns, DIM - 1)", "tl.minimum(columns, DIM)"),
+        (STORES, "low = tl.min(numbers, 1)", "low = tl.max(numbers, 1)"),
+        (STORES, "tl.max(numbers, 1) - low.to(tl.float32)", "tl.max(numbers, 1) - tl.min(numbers, 1)"),
+        (STORES, "above = numbers - low.to(tl.float32)", "above = numbers - tl.min(numbers, 1)"),
+        (STORES, "where(step == 0.0, 1.0, step)", "where(step == 0.0, 0.0, step)"),
+        (STORES, "1.0, step).to(tl.float16)\n            s", "0.5, step).to(tl.float16)\n            s"),
+        (STORES, "0.0), LEVELS)", "0.0), LEVELS + 1)"),
+        (STORES, "tl.maximum(half_to_even(tl.div_rn(above, steps)), 0.0)", "half_to_even(above / steps)"),
+        (STORES, "(BITS * tl.arange(0, PER_BYTE))", "(BITS * (PER_BYTE - 1 - tl.arange(0, PER_BYTE)))"),
+        (STORES, "mask=at < DIM // PER_BYTE", "mask=at < PADDED"),
+        (STORES, "there = groups < tl.cdiv(DIM, GROUP)", "there = groups < GROUPS"),
+        (STORES, "tl.store(zero + side + groups, low", "tl.store(zero + side + groups, step"),
+        (STORES, "in_row = columns < DIM", "in_row = columns < PADDED"),
+        (STORES, "tl.max(tl.abs(numbers), 0), 127.0)", "tl.max(numbers, 0), 127.0)"),
+        (STORES, "tl.max(tl.abs(numbers), 0), 127.0)", "tl.max(tl.abs(numbers), 0), 128.0)"),
+        (STORES, "tl.maximum(codes, -127.0), 127.0)", "tl.maximum(codes, -128.0), 126.0)"),
+        (STORES, "7 if MANTISSA == 3 else 15", "8 if MANTISSA == 3 else 15"),
+        (STORES, "(1 << (SHIFT - 1)) - 1) + ", "(1 << (SHIFT - 1))) + "),
+        (STORES, "+ ((bits >> SHIFT) & 1)", "+ 0"),
+        (STORES, "tl.where(bits < SMALL, ", "tl.where(bits < 0, "),
+        (STORES, "0x7E if MANTISSA == 3 else 0x7C", "0x7F if MANTISSA == 3 else 0x7C"),
+        (STORES, "tl.where(bits > 0x7F800000, 0x7F, codes)", "codes"),
+        (STORES, "(bits >> 24) & 0x80", "(bits >> 23) & 0x80"),
+        # Rows moved.
+        (MOVES, "page = tl.load(table + outer * table_stride", "page = tl.load(table + 0 * table_stride"),
+        (MOVES, "position = position % PAGE", "position = position + 0"),
+        (MOVES, "page * outer_stride + position", "0 * outer_stride + position"),
+        (MOVES, "tl.program_id(0) * COLUMNS", "tl.program_id(0) * 0"),
+        (MOVES, "* head_stride * WIDE\n    for", "* 0\n    for"),
+        (MOVES, "* head_stride * WIDE\n    token", "* 0\n    token"),
+        (MOVES, "valid = to < count", "valid = to < count - 1"),
+        (MOVES, "range(0, count, BLOCK_N)", "range(0, BLOCK_N, BLOCK_N)"),
+        (MOVES, "kept + outer * kept_stride", "kept + 0 * kept_stride"),
+        (MOVES, "valid[:, None] & (columns < WORDS)", "valid[:, None] & (columns < WORDS + 1)"),
+        (MOVES, "here[:, None] * WIDE + columns", "here[:, None] + columns"),
+        (MOVES, "there[:, None] * WIDE + columns", "there[:, None] + columns"),
+        (MOVES, "source + tl.program_id(2)", "source"),
+        (MOVES, "target + tl.program_id(2)", "target"),
+        (MOVES, "tl.program_id(0) * BLOCK_N", "0 * BLOCK_N"),
+        (MOVES, "(token < PAGE)[:, None] & (columns < WORDS)", "(columns < WORDS + 0 * token[:, None])"),
+        (MOVES, "[:, None] & (columns < WORDS)\n    inside", "[:, None] & (columns < COLUMNS)\n    inside"),
+        (MOVES, "(here + inside)[:, None] * WIDE", "(here + inside)[:, None]"),
+        (CACHE, "if not view.shares_rows:", "if True:"),
+        (CACHE, "kernel[(-(-rows.shape[3] // columns), ", "kernel[(rows.shape[3] // columns, "),
+        (CACHE, "copy_rows[(-(-size // block_n), ", "copy_rows[(max(1, size // block_n), "),
+        (CACHE, "return _as(rows, torch.int32), 4", "return _as(rows, torch.int32), 2"),
+        (CACHE, "    if both:", "    if False:"),
         # Windows and sinks.
         (TOKENS, "hidden = tl.maximum(length - window - sinks, 0)", "hidden = length - window - sinks"),
         (TOKENS, "length - window - sinks", "length - window"),

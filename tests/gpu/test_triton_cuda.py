@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from kernels_for_tests import error, make_query, make_view
 from kvgauge.devices import cuda_calls
 from kvgauge_kernels import BACKENDS, KVView, oracle_decode
-from triton_for_tests import TritonCase, one_latent_case, triton_cases
+from kvgauge_kernels.cache_ops import append, copy_pages, keep
+from triton_for_tests import FORMATS, TritonCase, one_latent_case, triton_cases
 
 TRITON = BACKENDS["triton"]
 pytestmark = [
@@ -54,6 +55,37 @@ def test_latents(dtype: torch.dtype, page_size: int | None) -> None:
     there = on_gpu(view)
     out = TRITON.decode(q.cuda(), replace(there, v=there.k[..., : view.v_dim]))
     assert error(out, oracle_decode(q, view)) <= MAX_ERROR[q.dtype]
+
+
+@pytest.mark.parametrize("fmt", [*FORMATS, "fp32"])
+@pytest.mark.parametrize("in_pages", [False, True])
+def test_between_steps_every_byte_is_as_torch_leaves_it(fmt: str, in_pages: bool) -> None:
+    """On a CPU: on a GPU torch divides less exactly. So many tokens that a kept block is many threads'."""
+    room, page = 4096, 64
+    view = make_view(fmt, batch=2, tokens=room, k_dim=128, lengths=(room - 1, 777))
+    if in_pages:
+        pools: dict[str, Any] = {
+            n: x.view(2, 2, -1, page, *x.shape[3:]).transpose(1, 2).flatten(0, 1).contiguous()
+            for n, x in view.tensors().items()
+        }
+        pages = torch.arange(2 * room // page, dtype=torch.int32).view(2, -1)
+        view = replace(view, layout="paged", page_size=page, block_table=pages, **pools)
+    new = torch.randn(2, 2, 128, dtype=torch.bfloat16)
+    kept = torch.stack([torch.randperm(700)[:600].sort().values for _ in range(2)])
+    source, target = torch.tensor([0, 3]), torch.tensor([70, 9])
+    there = on_gpu(view)
+
+    def steps(cache: KVView, by: str, device: str) -> KVView:
+        longer = append(cache, new.to(device), -new.to(device), by)
+        shorter = keep(longer, kept.to(device), by)
+        if in_pages:
+            copy_pages(shorter, source.to(device), target.to(device), by)
+        return shorter
+
+    found, expected = steps(there, "triton", "cuda"), steps(view, "torch", "cpu")
+    for name, x in found.tensors().items():
+        left = expected.tensors()[name]
+        assert torch.equal(x.cpu().view(torch.uint8), left.view(torch.uint8)), name
 
 
 @pytest.mark.parametrize("lengths", [None, (70, 300)])

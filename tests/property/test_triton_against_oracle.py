@@ -44,7 +44,7 @@ MAX_ERROR = {torch.float16: 1.5e-3, torch.bfloat16: 1.6e-2}
 MAX_ERROR_OF_GROUPS = 2.5e-3
 
 # Collected in the same process.
-OTHERS = ("test_triton_parts.py", "test_triton_latents.py")
+OTHERS = ("test_triton_parts.py", "test_triton_latents.py", "test_triton_cache_ops.py")
 ONE = one_case()
 QUANTIZED = ("int8", "fp8_e4m3", "fp8_e5m2", "int4", "int4-g32", "int2", "int2-g128")
 

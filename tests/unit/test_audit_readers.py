@@ -207,6 +207,11 @@ def test_rules_that_no_limit_excuses() -> None:
     ]  # fmt: skip
     spilled = replace(GOOD, code=replace(GOOD.code, spills=2, local_bytes=8))
     assert "spills: 2 instructions, 8 bytes" in faults_of(spilled, rows=False, programs=1)[0]
+    assert faults_of(narrow, rows=False, programs=2, moved=True) == [
+        "K is loaded 64 bits at a time, not 128"
+    ]
+    idle = replace(GOOD, code=replace(GOOD.code, matrix={}, load_bits={"K": (128,)}))
+    assert faults_of(idle, rows=False, programs=2, moved=True) == []
     assert faults_of(GOOD, rows=True, programs=4) == ["a multiprocessor holds 3 programs, not 4"]
 
 

@@ -15,6 +15,7 @@ from kvgauge_kernels import BACKENDS, KVView, oracle_decode
 from kvgauge_kernels.cache_ops import append, copy_pages, keep
 from kvgauge_kernels.mla import latent_view
 from kvgauge_kernels.quantize import quantize
+from kvgauge_kernels.triton.backend import TritonBackend
 
 FORMATS = ["fp32", "bf16", "fp8_e4m3", "int8", "int4", "int2-g32"]
 SIZE = 8  # of a page
@@ -131,6 +132,30 @@ def test_pages_of_keys_per_channel_are_copied_with_their_scales() -> None:
     for name, x in view.tensors().items():
         assert torch.equal(x[4], before[name][1])
         assert torch.equal(x[:4], before[name][:4])
+
+
+def test_who_does_it_is_chosen_by_name() -> None:
+    """A CPU without the interpreter: what is asked for is refused, and nothing done in its place."""
+    view = make_view("fp16", tokens=40, lengths=(5, 5))
+    before = view.k.clone()
+    for step in (
+        lambda by: append(view, ROW, ROW, by=by),
+        lambda by: keep(view, torch.tensor([[1], [2]]), by=by),
+        lambda by: copy_pages(in_pages(), torch.tensor([0]), torch.tensor([1]), by=by),
+    ):
+        with pytest.raises(ValueError, match="by 'cuda': torch or triton"):
+            step("cuda")
+        with pytest.raises(ValueError, match=r"by triton: (these kernels|package triton)"):
+            step("triton")
+    assert torch.equal(view.k, before)
+
+
+def test_on_amd_nothing_is_kept_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    view = make_view("fp16", tokens=40, lengths=(5, 5))
+    monkeypatch.setattr(TritonBackend, "available", lambda _self, _device: None)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    with pytest.raises(ValueError, match="keep by triton: on AMD's GPUs a barrier"):
+        keep(view, torch.tensor([[1], [2]]), by="triton")
 
 
 @pytest.mark.parametrize("fmt", ["bf16", "int8"])

@@ -13,6 +13,12 @@ from kvgauge_kernels.triton import configs
 _POINTER = {"fp16": "*fp16", "bf16": "*bf16", "int8": "*i8", "fp32": "*fp32"}  # the rest are bytes
 SPLIT, PACKED, MERGE = "split_decode", "split_decode_packed", "merge_splits"
 LATENTS = "split_decode_latents"
+APPEND, KEEP, COPY = "append_row", "keep_tokens", "copy_rows"
+_WARPS = {
+    MERGE: configs.MERGE_WARPS, APPEND: configs.APPEND_WARPS,
+    KEEP: configs.MOVE_WARPS, COPY: configs.MOVE_WARPS,
+}  # fmt: skip
+"""Of the kernels that have one shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +29,7 @@ class Case:
     format: str
     """The cache's; of the merge the output's."""
     q_format: str
+    """The query's; of an appended row its own."""
     k_dim: int
     v_dim: int
     page_size: int = 0
@@ -43,7 +50,12 @@ class Case:
     @property
     def reads_rows(self) -> bool:
         """Whether it reads K and V and multiplies matrices."""
-        return self.kernel != MERGE
+        return self.kernel not in _WARPS
+
+    @property
+    def moves_rows(self) -> bool:
+        """Whether it reads rows to write them elsewhere."""
+        return self.kernel in (KEEP, COPY)
 
     @property
     def tile_dims(self) -> tuple[int, int]:
@@ -53,7 +65,7 @@ class Case:
         return self.k_dim, self.v_dim
 
     def config(self, target: Target) -> configs.Config | None:
-        """What the host would choose there; None for the merge, which has one shape."""
+        """What the host would choose there; None for a kernel that has one shape."""
         if not self.reads_rows or self.alternate is not None:
             return self.alternate
         return configs.choose_for(
@@ -64,7 +76,7 @@ class Case:
         """Name and configuration."""
         config = self.config(target)
         if config is None:
-            return f"{self.name}/w{configs.MERGE_WARPS}"
+            return f"{self.name}/w{_WARPS[self.kernel]}"
         programs = f"-p{config.programs_per_sm}" if self.alternate else ""
         return f"{self.name}/n{config.block_n}-w{config.num_warps}-s{config.num_stages}{programs}"
 
@@ -112,7 +124,21 @@ def default_cases() -> tuple[Case, ...]:
             Case(MERGE, "bf16", "bf16", v_dim, v_dim),
         ]
     cases += [Case(MERGE, fmt, fmt, 128, 128) for fmt in ("fp16", "bf16", "fp32")]  # fp32: a part
-    return tuple(cases)
+    return (*cases, *_cache_cases())
+
+
+def _cache_cases() -> list[Case]:
+    """What happens to a cache between steps, in formats of every kind."""
+    formats = ("bf16", "fp8_e4m3", "int8", "int4", "int2")
+    cases = [Case(APPEND, fmt, "bf16", 128, 128, 16) for fmt in formats]
+    cases += [
+        Case(APPEND, "int4-g32", "fp16", 96, 96, ragged=True),
+        *(Case(APPEND, "bf16", "bf16", k_dim, v_dim) for k_dim, v_dim in configs.LATENT_DIMS),
+    ]
+    for fmt, dim in (("bf16", 128), ("int8", 128), ("int2", 64)):
+        cases += [Case(KEEP, fmt, fmt, dim, dim, page) for page in (0, 16)]
+        cases.append(Case(COPY, fmt, fmt, dim, dim, 16))
+    return cases
 
 
 _FEW = ((128, 0), (128, 16), (64, 0), (256, 16))  # of a format: head dim and tokens a page
@@ -138,16 +164,20 @@ def inputs(
         "K_DIM": case.k_dim, "V_DIM": case.v_dim, "ROPE_DIM": case.k_dim - case.v_dim,
         "K_PADDED": configs.padded(case.k_dim), "V_PADDED": configs.padded(case.v_dim),
         "PAGE": case.page_size, "ROWS": configs.ROWS, "UPCAST": False,
-        "BITS": stored.bits, "GROUP": stored.group,
+        "BITS": stored.bits, "GROUP": stored.group or 0,
         "FP8_MANTISSA": configs.FP8_MANTISSA_BITS.get(case.format, 0),
-        "BLOCK_N": config.block_n if config else 0, "BLOCK_S": configs.MERGE_BLOCK_S,
+        "BLOCK_S": configs.MERGE_BLOCK_S,
+        **({"BLOCK_N": config.block_n} if config else _shapes_of_a_move(case)),
     }  # fmt: skip
     pointers: dict[str, str | None] = {
-        "q": _POINTER[case.q_format], "out": _POINTER[case.q_format],
+        **dict.fromkeys(("q", "out", "new"), _POINTER.get(case.q_format)),
         **dict.fromkeys(("k", "v"), _POINTER.get(case.format, "*u8")),
         **dict.fromkeys(("k_scale", "v_scale", "k_zero", "v_zero"), "*fp16" if stored.scaled else None),
         "table": "*i32" if case.page_size else None,
         "lengths": "*i32" if case.ragged else None,
+        "rows": "*i32" if case.moves_rows else _POINTER.get(case.format, "*u8"),
+        "scale": "*fp16" if stored.scaled else None, "zero": "*fp16" if stored.group else None,
+        **dict.fromkeys(("kept", "source", "target"), "*i64"),
         "parts": "*fp32", "part_sums": "*fp32", "sums": "*fp32" if case.q_format == "fp32" else None,
         **({} if case.windowed else {"window": None, "sinks": None}),
     }  # fmt: skip
@@ -172,12 +202,24 @@ def inputs(
             if name.endswith("_stride") and name not in not_specialised and not scales:
                 divisible.append(name)
     if config is None:
-        options = {"num_warps": configs.MERGE_WARPS}
+        options = {"num_warps": _WARPS[case.kernel]}
     else:
         options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
         if target.backend == "cuda":
             options["maxnreg"] = config.max_registers
     return Inputs(signature, constants, tuple(divisible), options)
+
+
+def _shapes_of_a_move(case: Case) -> dict[str, int]:
+    """As `triton/cache.py` has them, of rows that fill whole loads."""
+    words = case.k_dim * stored_as(case.format).bits // 32
+    columns = configs.power_of_two(words)
+    if case.kernel == KEEP:
+        columns = min(configs.KEEP_WORDS, columns)
+    return {
+        "DIM": case.k_dim, "PADDED": configs.padded(case.k_dim), "WORDS": words, "WIDE": 4,
+        "COLUMNS": columns, "BLOCK_N": configs.MOVE_WORDS // columns,
+    }  # fmt: skip
 
 
 def _groups(case: Case, name: str) -> int:

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from kvgauge_kernels.audit.amdgcn import read_amdgcn
-from kvgauge_kernels.audit.cases import LATENTS, PACKED, SPLIT, Case, inputs
+from kvgauge_kernels.audit.cases import APPEND, COPY, KEEP, LATENTS, PACKED, SPLIT, Case, inputs
 from kvgauge_kernels.audit.elf import code_hash
 from kvgauge_kernels.audit.findings import Code, Findings
 from kvgauge_kernels.audit.sass import read_sass
@@ -20,7 +20,7 @@ from kvgauge_kernels.stored import stored_as
 from kvgauge_kernels.triton import configs
 
 # Kernels by the file in kvgauge_kernels/triton that holds them; all others are in kernels.py.
-_FILES = {PACKED: "packed", LATENTS: "latents"}
+_FILES = {PACKED: "packed", LATENTS: "latents", APPEND: "stores", KEEP: "moves", COPY: "moves"}
 # What kernels call: a change there changes them all.
 SHARED_FILES = ("numbers", "tokens", "configs")
 
@@ -41,8 +41,8 @@ def marked_rows(source: str) -> dict[int, str]:
     }
 
 
-def compile_case(case: Case, target: Target, module: ModuleType) -> Findings:
-    """What the case is as machine code. Raises what Triton raises where it does not compile."""
+def built(case: Case, target: Target, module: ModuleType) -> Any:
+    """The case as Triton compiles it. Raises what Triton raises where it does not compile."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -53,18 +53,22 @@ def compile_case(case: Case, target: Target, module: ModuleType) -> Findings:
         (function.arg_names.index(name),): [["tt.divisibility", 16]] for name in given.divisible
     }
     source = ASTSource(function, given.signature, given.constants, attributes)
-    built = triton.compile(
+    return triton.compile(
         source, GPUTarget(target.backend, target.arch, target.warp), given.options
     )
-    code, binary = _read(built, target, Path(str(module.__file__)))
-    shared = int(built.metadata.shared)
-    warps = given.options["num_warps"]
+
+
+def compile_case(case: Case, target: Target, module: ModuleType) -> Findings:
+    """What the case is as machine code; raises as `built`."""
+    compiled = built(case, target, module)
+    code, binary = _read(compiled, target, Path(str(module.__file__)))
+    shared, warps = int(compiled.metadata.shared), int(compiled.metadata.num_warps)
     config = case.config(target)
     moved = None
     if config is not None:
         dims, group = case.tile_dims, stored_as(case.format).group
         padded = (configs.padded(dims[0]), configs.padded(dims[1]))
-        moved = bytes_per_token(built.asm["ttir"], config.block_n, dims, padded, group)
+        moved = bytes_per_token(compiled.asm["ttir"], config.block_n, dims, padded, group)
     return Findings(
         code=code,
         shared_bytes=shared,

@@ -56,9 +56,10 @@ class Findings:
         return cls(**{**values, "code": Code(**code)})
 
 
-def faults_of(findings: Findings, *, rows: bool, programs: int) -> list[str]:
+def faults_of(findings: Findings, *, rows: bool, programs: int, moved: bool = False) -> list[str]:
     """What no kernel may have, whatever its limits; `rows`: it reads K and V and multiplies matrices.
 
+    `moved`: it reads rows to write them elsewhere, and their loads are marked as K's.
     `programs` is how many the configuration counts on a multiprocessor to hold.
     """
     code, faults = findings.code, []
@@ -68,14 +69,12 @@ def faults_of(findings: Findings, *, rows: bool, programs: int) -> list[str]:
         )
     if findings.programs_per_sm < programs:
         faults.append(f"a multiprocessor holds {findings.programs_per_sm} programs, not {programs}")
-    if not rows:
-        return faults
-    for kind in ("K", "V"):
+    for kind in ("K", "V") if rows else ("K",) if moved else ():
         widths = code.load_bits.get(kind, ())
         if not widths:
             faults.append(f"no load of {kind} was found")
         elif min(widths) < LOAD_BITS:
             faults.append(f"{kind} is loaded {min(widths)} bits at a time, not {LOAD_BITS}")
-    if not code.matrix:
+    if rows and not code.matrix:
         faults.append("no matrix instruction")
     return faults

@@ -83,7 +83,10 @@ def _judged(
         return Result(target.name, key, case, None, (error,), limit is not None)
     config = case.config(target)
     faults = faults_of(
-        findings, rows=case.reads_rows, programs=config.programs_per_sm if config else 1
+        findings,
+        rows=case.reads_rows,
+        programs=config.programs_per_sm if config else 1,
+        moved=case.moves_rows,
     )
     if limit is not None:
         faults += limit.worse(findings)

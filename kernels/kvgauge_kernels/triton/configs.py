@@ -19,6 +19,14 @@ MERGE_BLOCK_S = 16
 MERGE_WARPS = 4
 FP8_MANTISSA_BITS = {"fp8_e4m3": 3, "fp8_e5m2": 2}
 WARPS = 4
+APPEND_WARPS = 1
+"""A program quantizes one row: at most 576 elements."""
+MOVE_WARPS = 4
+KEEP_WORDS = 8
+"""Words of 4 bytes of a row that one program moves, over all tokens: what memory fetches at once, so that
+few heads are many programs."""
+MOVE_WORDS = 1024
+"""Words of a tile that is moved at once: 16 bytes for each of AMD's 256 threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +121,12 @@ def tile_row_bytes(k_dim: int, v_dim: int, element_bytes: int) -> int:
 
 def padded(dim: int) -> int:
     """The next power of two, at least 16: tiles have no other sizes."""
-    return max(16, 1 << (dim - 1).bit_length())
+    return max(16, power_of_two(dim))
+
+
+def power_of_two(number: int) -> int:
+    """The next one, at least 1."""
+    return 1 << (number - 1).bit_length()
 
 
 def choose(room: Room, row_bytes: int, *, paged: bool, packed: bool = False) -> Config:

@@ -12,7 +12,7 @@ import torch
 from kvgauge_kernels.audit.elf import SHORT_HASH, code_hash
 from kvgauge_kernels.stored import FLOAT8_DTYPE, stored_as
 from kvgauge_kernels.triton import configs, tuned
-from kvgauge_kernels.triton.lengths import on_device
+from kvgauge_kernels.triton.lengths import tokens_or_tensor
 from kvgauge_kernels.triton.refusals import latents_refusal
 from kvgauge_kernels.triton.splits import chunk_tokens, split_count
 from kvgauge_kernels.view import KVView
@@ -171,7 +171,7 @@ def _start(
     from kvgauge_kernels.triton.kernels import merge_splits
 
     splits = grid[1]
-    tokens, lengths = _tokens(view.lengths or (view.tokens,), q.device)
+    tokens, lengths = tokens_or_tensor(view.lengths or (view.tokens,), q.device)
     parts = torch.empty(*q.shape[:2], splits, view.v_dim, dtype=torch.float32, device=q.device)
     part_sums = torch.empty(*q.shape[:2], splits, dtype=torch.float32, device=q.device)
     # NVIDIA's compiler alone takes a cap: neither AMD's nor the interpreter.
@@ -190,7 +190,7 @@ def _start(
         UPCAST=interpreted() and q.dtype == torch.bfloat16,
         num_warps=config.num_warps, num_stages=config.num_stages, **split.constants, **options,
     )  # fmt: skip
-    tokens, lengths = _tokens(read_tokens(view), q.device)
+    tokens, lengths = tokens_or_tensor(read_tokens(view), q.device)
     merge_splits[(q.shape[1], q.shape[0])](
         parts, part_sums, lengths, out, sums, tokens, chunk, splits,
         V_DIM=view.v_dim, V_PADDED=configs.padded(view.v_dim), BLOCK_S=configs.MERGE_BLOCK_S,
@@ -225,11 +225,6 @@ def _split(view: KVView) -> _Split:
     rows = (*rows, view.k_zero, view.v_zero)
     constants |= {"BITS": stored.bits, "GROUP": stored.group}
     return _Split(split_decode_packed, "split_decode_packed", rows, window, strides, constants)
-
-
-def _tokens(known: tuple[int, ...], device: torch.device) -> tuple[int, torch.Tensor | None]:
-    """One length for all is a number; only lengths that differ take a tensor."""
-    return known[0], on_device(known, device) if len(set(known)) > 1 else None
 
 
 def _readable(rows: torch.Tensor) -> torch.Tensor:

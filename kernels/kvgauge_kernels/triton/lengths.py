@@ -7,6 +7,13 @@ from functools import lru_cache
 import torch
 
 
+def tokens_or_tensor(
+    known: tuple[int, ...], device: torch.device
+) -> tuple[int, torch.Tensor | None]:
+    """One length for all is a number; only lengths that differ take a tensor, as `on_device`."""
+    return known[0], on_device(known, device) if len(set(known)) > 1 else None
+
+
 def on_device(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """int32 `[batch]` on `device`, kept for the next call with the same lengths.
 
