@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from kvgauge.caches.huge_pages import ask_for_huge_pages
 from kvgauge_kernels import BACKENDS, AttentionBackend, KVView
 
 Array = npt.NDArray[np.float64]
@@ -144,8 +145,9 @@ def as_numbers(view: KVView, which: str) -> Array:
 
 
 def random_layer(
-    fmt: str, depth: int, layout: str = "contiguous", heads: int = 8, dim: int = 128, page: int = 16
-) -> KVView:
+    fmt: str, depth: int, layout: str = "contiguous", heads: int = 8, dim: int = 128, page: int = 16,
+    *, huge_pages: bool = True,
+) -> KVView:  # fmt: skip
     """A large cache of one sequence, filled fast: `contiguous`, `pages in order` or `pages at random`."""
     generator = torch.Generator().manual_seed(0)
     count = depth // page
@@ -161,8 +163,13 @@ def random_layer(
         where = {"layout": "paged", "page_size": page, "block_table": table}
 
     for name in "kv":
-        where |= _random_rows(name, fmt, shape, dim, generator)
+        rows = _random_rows(name, fmt, shape, dim, generator)
+        where |= {n: _on_huge_pages(x) for n, x in rows.items()} if huge_pages else rows
     return KVView(format=fmt, **where)
+
+
+def _on_huge_pages(x: torch.Tensor) -> torch.Tensor:
+    return ask_for_huge_pages(torch.empty_like(x)).copy_(x)
 
 
 def held_bytes(view: KVView) -> int:

@@ -62,9 +62,11 @@ class Case:
         return self.held_bytes / self.times_s[i] / self.read_bytes_per_s[i]
 
 
-def case(label: str, backend: str, fmt: str, depth: int, layout: str = "contiguous") -> Case:
-    """A layer of that depth with random data."""
-    view = random_layer(fmt, depth, layout)
+def case(
+    label: str, backend: str, fmt: str, depth: int, layout: str = "contiguous", *, huge: bool = True
+) -> Case:
+    """A layer of that depth with random data, in huge pages where the system gives them."""
+    view = random_layer(fmt, depth, layout, huge_pages=huge)
     q = torch.randn(1, 32, 128).to(PLAIN_DTYPE.get(fmt, torch.bfloat16))
     return Case(label, partial(BACKENDS[backend].decode, q, view), held_bytes(view))
 
@@ -155,6 +157,8 @@ def roof_table(depth: int, rounds: int, read: Callable[[], float]) -> list[str]:
                     case(f"`{backend}` {fmt}, {layout}", backend, fmt, depth, layout)
                     for layout in ("pages in order", "pages at random")
                 ]
+                small = f"`{backend}` {fmt}, no huge pages asked for"
+                cases.append(case(small, backend, fmt, depth, huge=False))
     return table(cases, measure(cases, rounds, read), cases[0])
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvgauge.caches.contiguous import ContiguousCache, allocate
+from kvgauge.caches.huge_pages import ask_for_huge_pages, huge_pages
 from kvgauge.errors import UnsupportedLayout
 from kvgauge.formats import kv_format
 from kvgauge.formula.held import request_bytes
@@ -164,3 +168,32 @@ def test_view_is_the_cache_not_a_copy() -> None:
     view = cache.view(1)
     assert view.k.data_ptr() == cache.layers[1].k.codes.data_ptr()
     assert view.k_scale is cache.layers[1].k.scale
+
+
+def test_a_large_cache_lies_in_huge_pages_where_the_system_gives_them() -> None:
+    """As the process's own map says, which knows nothing of torch."""
+    if huge_pages() not in ("always", "madvise"):
+        pytest.skip(f"transparent huge pages: {huge_pages()}")
+    before = _huge_bytes()
+    cache = make("fp16", tokens=20_000)
+    cache.fill(torch.Generator().manual_seed(1))
+    given = _huge_bytes() - before
+    if not given:
+        pytest.skip("memory is in small pieces: the system gave no huge page")
+    assert given <= cache.storage_bytes()
+
+
+def test_of_a_small_tensor_no_huge_page_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never() -> Any:
+        raise AssertionError
+
+    monkeypatch.setattr("kvgauge.caches.huge_pages._libc", never)
+    small = torch.empty(1000)
+    assert ask_for_huge_pages(small) is small
+    with pytest.raises(AssertionError):
+        ask_for_huge_pages(torch.empty(2**21))
+
+
+def _huge_bytes() -> int:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("AnonHugePages"))

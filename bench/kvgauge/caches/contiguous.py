@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from kvgauge.caches.huge_pages import ask_for_huge_pages
 from kvgauge.errors import UnsupportedLayout
 from kvgauge.shapes.types import LayerShape
 from kvgauge_kernels import KVView
@@ -134,10 +135,11 @@ def _empty(
 
     def side() -> torch.Tensor:
         own = (*rows, kind.groups(dim)) if kind.group is not None else rows
-        return torch.empty(sides or own, dtype=torch.float16, device=device)
+        return ask_for_huge_pages(torch.empty(sides or own, dtype=torch.float16, device=device))
 
+    codes = torch.empty((*rows, dim // kind.per_byte), dtype=kind.dtype, device=device)
     return Rows(
-        torch.empty((*rows, dim // kind.per_byte), dtype=kind.dtype, device=device),
+        ask_for_huge_pages(codes),
         side() if kind.scaled else None,
         side() if kind.group is not None else None,
     )

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from kvgauge.caches.huge_pages import huge_pages
 from kvgauge.devices.watch import CpuWatch
 from kvgauge.schema import DeviceRef, MemoryUse
 
@@ -115,6 +116,7 @@ class CpuDevice:
             "clock_mhz": info.get("cpu MHz"),
             "load_1min": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
             "kernel": platform.release(),
+            "transparent_huge_pages": huge_pages(),
         }
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from kvgauge.caches.huge_pages import ask_for_huge_pages
 from kvgauge.devices.types import Device
 from kvgauge_kernels.cpu import probe as native
 
@@ -95,8 +96,8 @@ def make_probe(device: Device) -> DeviceProbe:
     dtype = torch.float32 if device.ref.kind == "cpu" else torch.float16
     probe = DeviceProbe(
         device,
-        torch.rand(elements, device=where),
-        torch.rand(elements, device=where),
+        ask_for_huge_pages(torch.empty(elements, device=where)).uniform_(),
+        ask_for_huge_pages(torch.empty(elements, device=where)).uniform_(),
         torch.rand(size, size, device=where).to(dtype),
         device.ref.kind == "cpu" and native.why_not() is None,
     )
