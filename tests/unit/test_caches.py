@@ -175,7 +175,7 @@ def test_a_large_cache_lies_in_huge_pages_where_the_system_gives_them() -> None:
     if huge_pages() not in ("always", "madvise"):
         pytest.skip(f"transparent huge pages: {huge_pages()}")
     before = _huge_bytes()
-    cache = make("fp16", tokens=20_000)
+    cache = make("fp16", tokens=200_000)
     cache.fill(torch.Generator().manual_seed(1))
     given = _huge_bytes() - before
     if not given:
