@@ -159,3 +159,18 @@ def test_scales_of_a_channel_that_are_no_steps(level: str, name: str, sign: str)
     else:
         assert out[:, :4].isnan().all()
         assert torch.isfinite(out[:, 4:]).all()
+
+
+@built
+@pytest.mark.parametrize("name", ["cpu", "cpu-q8"])
+def test_channels_that_are_all_zero_points(level: str, name: str) -> None:
+    """Their scales are 0, and so is the query that meets the codes: the zero points remain."""
+    view = make_view("kivi4", tokens=90, k_dim=128)
+    if BACKENDS[name].supports(view, torch.float32):
+        pytest.skip("cpu-q8 is for AVX-512 here")
+    assert view.k_scale is not None
+    view.k_scale[:, :, 1] = 0.0
+    q = make_query(view, 4, torch.float32)
+    assert error(BACKENDS[name].decode(q, view), oracle_decode(q, view)) < 3e-2
+    tiny = 1e-35 * q  # no step of it has an inverse
+    assert error(BACKENDS[name].decode(tiny, view), oracle_decode(tiny, view)) < 1e-2

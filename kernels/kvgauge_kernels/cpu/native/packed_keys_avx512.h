@@ -36,13 +36,16 @@ struct PackedKeys : PackedRow<Bits, RowBytes> {
   using Row = PackedRow<Bits, RowBytes>;
   using Row::kFields, Row::kMaxRow, Row::kChunks, Row::kMiddle, Row::k_dim, Row::k_row, Row::v_row;
   static constexpr int kWordElements = 4 * kFields;
+  // Words that usually share scales: those of 64 elements, or by channel all.
+  static constexpr int kUsual = RowBytes == 0 ? 0 : ByChannel ? RowBytes / 4 : 64 / kWordElements;
   static constexpr float kSteps = Bytes == 2 ? 127.0f * 256.0f : 127.0f;  // of a query, to either side of 0
 
   // Of each head, for word after word of a row and field after field of its bytes: four signed bytes.
   alignas(64) int32_t q[Bytes][kMaxGroup][kMaxRow / 4 * kFields];
   float q_step[kMaxGroup];
-  float q_sum[kMaxGroup][kMaxGroups];  // of a group's elements
-  float q_rest[kMaxGroup][kMaxGroups];  // the middle code times what rounding took from that sum
+  // Of a group's elements, in those steps: their sum, and the middle code times what rounding took from it.
+  float q_sum[kMaxGroup][kMaxGroups];
+  int32_t q_rest[kMaxGroup][kMaxGroups];
   alignas(64) float query[ByChannel ? kMaxGroup * kMaxRow * kFields : 1];
 
   void take_query(const Problem& p, const float* scaled) {
@@ -52,16 +55,14 @@ struct PackedKeys : PackedRow<Bits, RowBytes> {
       return;
     }
     std::memset(q, 0, sizeof(q));
-    std::memset(q_sum, 0, sizeof(q_sum));
-    std::memset(q_rest, 0, sizeof(q_rest));
     for (int g = 0; g < tiled(p.group); ++g) {
       const float* row = scaled + g * dims;
       const Rounding rounding(row, dims, kSteps);
-      q_step[g] = rounding.step;
+      float sum[kMaxGroups] = {}, lost[kMaxGroups] = {};
       for (int d = 0; d < dims; ++d) {
         const int rounded = rounding.of(row[d]), group = p.group_of[d / kDimStep];
-        q_sum[g][group] += row[d];
-        q_rest[g][group] += kMiddle * (row[d] - rounding.step * static_cast<float>(rounded));
+        sum[group] += row[d];
+        lost[group] += row[d] - rounding.step * static_cast<float>(rounded);
         const int place = d % kWordElements;
         int8_t* to = reinterpret_cast<int8_t*>(&q[0][g][d / kWordElements * kFields + place % kFields]) + place / kFields;
         const int low = static_cast<int8_t>(rounded & 255);
@@ -72,6 +73,7 @@ struct PackedKeys : PackedRow<Bits, RowBytes> {
           *to = static_cast<int8_t>(rounded);
         }
       }
+      for (int i = 0; i < p.k_groups; ++i) take_sums(g, i, rounding.step, sum[i], lost[i]);
     }
   }
 
@@ -101,8 +103,10 @@ struct PackedKeys : PackedRow<Bits, RowBytes> {
       odd = _mm512_add_ps(odd, _mm512_sub_ps(y, y));  // NaN where it is no number
       _mm512_store_ps(scaled + d, y);
     }
-    const float most = _mm512_reduce_max_ps(largest), step = most / kSteps + _mm512_reduce_add_ps(odd);
-    const __m512 by = _mm512_set1_ps(most > 1e-30f ? kSteps / most : 0.0f);
+    const float most = _mm512_reduce_max_ps(largest);
+    const bool some = most > 1e-30f;  // as in Rounding
+    const float step = (some ? most / kSteps : 1.0f) + _mm512_reduce_add_ps(odd);
+    const __m512 by = _mm512_set1_ps(some ? kSteps / most : 0.0f);
     __m512 lost = _mm512_setzero_ps();
     for (int d = 0; d < k_dim(p); d += 16) {
       const __m512 x = _mm512_load_ps(scaled + d);
@@ -112,9 +116,15 @@ struct PackedKeys : PackedRow<Bits, RowBytes> {
       if constexpr (Bytes == 2)
         put_bytes(q[0][head] + d / 4, _mm512_srai_epi32(_mm512_add_epi32(rounded, _mm512_set1_epi32(128)), 8));
     }
+    take_sums(head, 0, step, _mm512_reduce_add_ps(of_zeros), _mm512_reduce_add_ps(lost));
+  }
+
+  // What stands beside the products of a group; a step that is NaN makes all of a head's scores NaN.
+  void take_sums(int head, int group, float step, float sum, float lost) {
     q_step[head] = step;
-    q_sum[head][0] = _mm512_reduce_add_ps(of_zeros);
-    q_rest[head][0] = kMiddle * _mm512_reduce_add_ps(lost);
+    q_sum[head][group] = sum / step;
+    const float rest = kMiddle * lost / step;
+    q_rest[head][group] = rest == rest ? static_cast<int>(std::nearbyint(rest)) : 0;
   }
 
   // The low bytes of sixteen elements in order: word after word, and field after field of its bytes.
@@ -143,49 +153,66 @@ struct PackedKeys : PackedRow<Bits, RowBytes> {
       if (first == 0)
         for (int i = 0; i < 16; ++i) prefetch_row(v_ahead.v[t + i], v_row(p));
       __m512 score[H];
+#pragma GCC unroll 4
+      for (int h = 0; h < H; ++h) score[h] = _mm512_setzero_ps();
       for (int g = 0, word = 0; g < p.k_groups; ++g) {
         const int end = word + group_words < row / 4 ? word + group_words : row / 4;
         __m512i sum[H];
-        dot<H>(words, word, end, first, sum);
+        if (kUsual != 0 && group_words == kUsual)
+          dot<H, kUsual>(words, word, 0, first, g, sum);
+        else
+          dot<H, 0>(words, word, end, first, g, sum);
         word = end;
-        const __m512 scale = _mm512_load_ps(scales.k[g] + t), zero = _mm512_load_ps(scales.k_zero[g] + t);
 #pragma GCC unroll 4
         for (int h = 0; h < H; ++h) {
-          const __m512 codes = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[h]), _mm512_set1_ps(q_step[first + h]),
-                                               _mm512_set1_ps(q_rest[first + h][g]));
-          const __m512 sum_of_q = _mm512_set1_ps(q_sum[first + h][g]);
-          const __m512 both = ByChannel ? _mm512_add_ps(codes, sum_of_q)
-                                        : _mm512_fmadd_ps(codes, scale, _mm512_mul_ps(zero, sum_of_q));
-          score[h] = g == 0 ? both : _mm512_add_ps(score[h], both);
+          const __m512 of_zero = _mm512_set1_ps(q_sum[first + h][g]);
+          if constexpr (ByChannel) {
+            score[h] = _mm512_add_ps(_mm512_cvtepi32_ps(sum[h]), of_zero);
+          } else {
+            score[h] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[h]), _mm512_load_ps(scales.k[g] + t), score[h]);
+            score[h] = _mm512_fmadd_ps(_mm512_load_ps(scales.k_zero[g] + t), of_zero, score[h]);
+          }
         }
       }
 #pragma GCC unroll 4
-      for (int h = 0; h < H; ++h) _mm512_store_ps(out + h * kBlock + t, score[h]);
+      for (int h = 0; h < H; ++h) 
+        _mm512_store_ps(out + h * kBlock + t, _mm512_mul_ps(score[h], _mm512_set1_ps(q_step[first + h])));
     }
   }
 
-  // Of sixteen tokens, words [from, to) of their rows times the same of H query heads.
-  template <int H>
-  KVGAUGE_INLINE void dot(const __m512i* words, int from, int to, int first, __m512i (&sum)[H]) const {
-    const __m512i mask = _mm512_set1_epi8((1 << Bits) - 1);
+  // Of sixteen tokens, the words of their rows from `from` on times the same of H query heads: Words of them, or (0)
+  // those before `to`.
+  template <int H, int Words>
+  KVGAUGE_INLINE void dot(const __m512i* words, int from, int to, int first, int group, __m512i (&sum)[H]) const {
     __m512i high[H], low[H];  // without low bytes in queries `low` is their only one
 #pragma GCC unroll 4
-    for (int h = 0; h < H; ++h) high[h] = low[h] = _mm512_setzero_si512();
-    for (int word = from; word < to; ++word) {
-      const __m512i row = words[word];
-#pragma GCC unroll 4
-      for (int f = 0; f < kFields; ++f) {
-        const __m512i codes = _mm512_and_si512(_mm512_srli_epi32(row, Bits * f), mask);
-        const int at = word * kFields + f;
-#pragma GCC unroll 4
-        for (int h = 0; h < H; ++h) {
-          add_products(low[h], codes, q[Bytes - 1][first + h][at]);
-          if constexpr (Bytes == 2) add_products(high[h], codes, q[0][first + h][at]);
-        }
-      }
+    for (int h = 0; h < H; ++h) {
+      high[h] = _mm512_setzero_si512();
+      low[h] = _mm512_set1_epi32(q_rest[first + h][group]);
+    }
+    if constexpr (Words != 0) {
+#pragma GCC unroll 16
+      for (int word = from; word < from + Words; ++word) add_word<H>(words[word], word, first, low, high);
+    } else {
+      for (int word = from; word < to; ++word) add_word<H>(words[word], word, first, low, high);
     }
 #pragma GCC unroll 4
     for (int h = 0; h < H; ++h) sum[h] = Bytes == 2 ? _mm512_add_epi32(_mm512_slli_epi32(high[h], 8), low[h]) : low[h];
+  }
+
+  template <int H>
+  KVGAUGE_INLINE void add_word(__m512i row, int word, int first, __m512i (&low)[H], __m512i (&high)[H]) const {
+    const __m512i mask = _mm512_set1_epi8((1 << Bits) - 1);
+#pragma GCC unroll 4
+    for (int f = 0; f < kFields; ++f) {
+      const __m512i codes = _mm512_and_si512(_mm512_srli_epi32(row, Bits * f), mask);
+      const int at = word * kFields + f;
+#pragma GCC unroll 4
+      for (int h = 0; h < H; ++h) {
+        add_products(low[h], codes, q[Bytes - 1][first + h][at]);
+        if constexpr (Bytes == 2) add_products(high[h], codes, q[0][first + h][at]);
+      }
+    }
   }
 };
 

@@ -61,15 +61,15 @@ struct PackedValues : PackedRow<Bits, RowBytes> {
     const int passes = (v_row(p) + 63) / 64 * (4 / K);
     // Whether the four vectors of 64 bytes want the same weights.
     const bool alike = p.group_elements % (16 * kFields) == 0;
-    for (int pass = 0; pass < passes; ++pass) {
-      // The next K is asked for bit by bit meanwhile: more at once than a core can wait for would hold it up.
-      if (is_first)
-        for (int t = tokens * pass / passes; t < tokens * (pass + 1) / passes; ++t) prefetch_row(k_ahead.k[t], k_row(p));
+    // The next K is asked for bit by bit meanwhile: more at once than a core can wait for would hold it up.
+    const int at_once = 4 * copies(p) / (passes * Bytes);
+    Ahead ahead{k_ahead.k, k_ahead.k + (is_first ? tokens : 0), k_row(p), at_once < 1 ? 1 : at_once};
+    for (int pass = 0; pass < passes; ++pass)
       if (alike)
-        add_vectors<H, K, true>(p, w, pass * K, tokens, rows, stride);
+        add_vectors<H, K, true>(p, w, pass * K, tokens, rows, stride, ahead);
       else
-        add_vectors<H, K, false>(p, w, pass * K, tokens, rows, stride);
-    }
+        add_vectors<H, K, false>(p, w, pass * K, tokens, rows, stride, ahead);
+    ahead.rest();
   }
 
   // Rows in order, and what the zeros add put into them.
@@ -88,6 +88,20 @@ struct PackedValues : PackedRow<Bits, RowBytes> {
   }
 
  private:
+  // Rows that are asked for a few at a time.
+  struct Ahead {
+    const char* const* next;
+    const char* const* end;
+    int bytes, at_once;
+
+    KVGAUGE_INLINE void ask() {
+      for (int i = 0; i < at_once && next < end; ++i) prefetch_row(*next++, bytes);
+    }
+    void rest() {
+      while (next < end) prefetch_row(*next++, bytes);
+    }
+  };
+
   template <int H>
   struct Weights {
     // By four tokens and group: a byte of each of the four. A vector is read at once, which may reach past the end.
@@ -188,7 +202,7 @@ struct PackedValues : PackedRow<Bits, RowBytes> {
   // Of K of a row's vectors (four in 64 bytes) from the `first` on: weights times their bytes, for H query heads.
   template <int H, int K, bool Alike>
   KVGAUGE_INLINE void add_vectors(const Problem& p, const Weights<H>& w, int first, int tokens, float* rows,
-                                  int stride) const {
+                                  int stride, Ahead& ahead) const {
     __m512i group[K], place[K];
 #pragma GCC unroll 4
     for (int j = 0; j < K; ++j) {
@@ -198,11 +212,11 @@ struct PackedValues : PackedRow<Bits, RowBytes> {
     __m512i acc[H * K * kFields];
 #pragma GCC unroll 16
     for (int i = 0; i < H * K * kFields; ++i) acc[i] = _mm512_setzero_si512();
-    add_bytes<H, K, Alike>(p, w.bytes[0], first, tokens, place, acc);
+    add_bytes<H, K, Alike>(p, w.bytes[0], first, tokens, place, acc, ahead);
     if constexpr (Bytes == 2) {
 #pragma GCC unroll 16
       for (int i = 0; i < H * K * kFields; ++i) acc[i] = _mm512_slli_epi32(acc[i], 8);
-      add_bytes<H, K, Alike>(p, w.bytes[1], first, tokens, place, acc);
+      add_bytes<H, K, Alike>(p, w.bytes[1], first, tokens, place, acc, ahead);
     }
 #pragma GCC unroll 4
     for (int h = 0; h < H; ++h)
@@ -219,13 +233,15 @@ struct PackedValues : PackedRow<Bits, RowBytes> {
 
   template <int H, int K, bool Alike>
   KVGAUGE_INLINE void add_bytes(const Problem& p, const int32_t (&w)[H][kBlock / 4 * kMaxGroups + 16], int first,
-                                int tokens, const __m512i (&place)[K], __m512i (&acc)[H * K * kFields]) const {
+                                int tokens, const __m512i (&place)[K], __m512i (&acc)[H * K * kFields],
+                                Ahead& ahead) const {
     constexpr int N = K * kFields;
     const __m512i mask = _mm512_set1_epi8((1 << Bits) - 1);
     const int side = copies(p), groups = p.v_groups;
     const __m512i* row = &turned[0][first / 4][first % 4];
     int at = 0;
     for (int t = 0; t < tokens; t += 4 * side, row += 4 * kChunks, at += side * groups) {
+      ahead.ask();
       __m512i codes[N];
 #pragma GCC unroll 16
       for (int i = 0; i < N; ++i)

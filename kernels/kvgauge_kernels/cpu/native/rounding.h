@@ -18,8 +18,10 @@ struct Rounding {
       finite += row[d] - row[d];
     }
     // NaN or infinity in a query makes all its scores NaN.
-    step = largest / steps + finite;
-    by = largest > 1e-30f ? steps / largest : 0.0f;
+    // A head that is all but 0 is 0, in any steps.
+    const bool some = largest > 1e-30f;
+    step = (some ? largest / steps : 1.0f) + finite;
+    by = some ? steps / largest : 0.0f;
   }
 
   int of(float x) const { return static_cast<int>(std::nearbyint(x * by)); }
