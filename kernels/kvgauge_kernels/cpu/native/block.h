@@ -119,5 +119,25 @@ KVGAUGE_INLINE void prefetch_row(const char* row, int bytes) {
   for (int i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 0, 2);
 }
 
+// Rows that are asked for a few at a time: more at once than a core can wait for would hold it up.
+class Ahead {
+ public:
+  // `rows` of them, in `times` calls.
+  Ahead(const char* const* first, int rows, int bytes, int times)
+      : next_(first), end_(first + rows), bytes_(bytes), at_once_(times < rows ? (rows + times - 1) / times : 1) {}
+
+  KVGAUGE_INLINE void ask() {
+    for (int i = 0; i < at_once_ && next_ < end_; ++i) prefetch_row(*next_++, bytes_);
+  }
+  void ask_for_the_rest() {
+    while (next_ < end_) prefetch_row(*next_++, bytes_);
+  }
+
+ private:
+  const char* const* next_;
+  const char* const* end_;
+  int bytes_, at_once_;
+};
+
 }  // namespace
 }  // namespace kvgauge

@@ -89,8 +89,9 @@ struct PackedAvx2 {
   template <int H>
   void add_rows(const Problem& p, float* weights, const Block& block, const Scales<Avx2>& scales, const Block& k_ahead,
                 bool is_first, int tokens, float* rows, int stride) {
-    if (is_first) turn(p, block, k_ahead, tokens);
+    if (is_first) turn(p, block, tokens);
     const int pieces = v_row_bytes(p) / kPiece;
+    Ahead ahead(k_ahead.k, is_first ? tokens : 0, k_row_bytes(p), H * pieces);
     for (int h = 0; h < H; ++h) {
       alignas(32) uint8_t w[kMaxGroups][Bytes][kBlock];
       float step[kMaxGroups];
@@ -109,10 +110,12 @@ struct PackedAvx2 {
         _mm256_storeu_ps(at, _mm256_add_ps(_mm256_loadu_ps(at), rest[g]));
       }
       for (int piece = 0; piece < pieces; ++piece) {
+        ahead.ask();
         const int g = p.group_of[piece * kPiece * kFields / kDimStep];
         add_piece(w[g], piece, tokens, step[g], row + piece * kColumns * 4);
       }
     }
+    ahead.ask_for_the_rest();
   }
 
   // Rows in order, and what the zeros add put into them.
@@ -193,10 +196,9 @@ struct PackedAvx2 {
     for (int h = 0; h < H; ++h) sum[h][i] = total[h];
   }
 
-  void turn(const Problem& p, const Block& block, const Block& k_ahead, int tokens) {
-    const int pieces = v_row_bytes(p) / kPiece, k_bytes = k_row_bytes(p);
+  void turn(const Problem& p, const Block& block, int tokens) {
+    const int pieces = v_row_bytes(p) / kPiece;
     for (int t = 0; t < tokens; t += kStepTokens) {
-      for (int i = 0; i < kStepTokens; ++i) prefetch_row(k_ahead.k[t + i], k_bytes);
       for (int piece = 0; piece < pieces; ++piece) {
         __m256i y[4];
 #pragma GCC unroll 4

@@ -62,14 +62,13 @@ struct PackedValues : PackedRow<Bits, RowBytes> {
     // Whether the four vectors of 64 bytes want the same weights.
     const bool alike = p.group_elements % (16 * kFields) == 0;
     // The next K is asked for bit by bit meanwhile: more at once than a core can wait for would hold it up.
-    const int at_once = 4 * copies(p) / (passes * Bytes);
-    Ahead ahead{k_ahead.k, k_ahead.k + (is_first ? tokens : 0), k_row(p), at_once < 1 ? 1 : at_once};
+    Ahead ahead(k_ahead.k, is_first ? tokens : 0, k_row(p), passes * Bytes * tokens / (4 * copies(p)));
     for (int pass = 0; pass < passes; ++pass)
       if (alike)
         add_vectors<H, K, true>(p, w, pass * K, tokens, rows, stride, ahead);
       else
         add_vectors<H, K, false>(p, w, pass * K, tokens, rows, stride, ahead);
-    ahead.rest();
+    ahead.ask_for_the_rest();
   }
 
   // Rows in order, and what the zeros add put into them.
@@ -88,20 +87,6 @@ struct PackedValues : PackedRow<Bits, RowBytes> {
   }
 
  private:
-  // Rows that are asked for a few at a time.
-  struct Ahead {
-    const char* const* next;
-    const char* const* end;
-    int bytes, at_once;
-
-    KVGAUGE_INLINE void ask() {
-      for (int i = 0; i < at_once && next < end; ++i) prefetch_row(*next++, bytes);
-    }
-    void rest() {
-      while (next < end) prefetch_row(*next++, bytes);
-    }
-  };
-
   template <int H>
   struct Weights {
     // By four tokens and group: a byte of each of the four. A vector is read at once, which may reach past the end.

@@ -74,8 +74,9 @@ struct WordsAvx2 {
   template <int H>
   void add_rows(const Problem& p, float* weights, const Block& block, const Scales<Avx2>& scales, const Block& k_ahead,
                 bool is_first, int tokens, float* rows, int stride) {
-    if (is_first) turn(p, block, k_ahead, tokens);
+    if (is_first) turn(p, block, tokens);
     const int columns = v_dim(p) / 8;
+    Ahead ahead(k_ahead.k, is_first ? tokens : 0, k_dim(p), H * (columns / 8 + columns % 8 / 2));
     for (int h = 0; h < H; ++h) {
       alignas(32) int16_t w[kBlock];
       float step;
@@ -86,9 +87,16 @@ struct WordsAvx2 {
         continue;
       }
       int c = 0;
-      for (; c + 8 <= columns; c += 8) add_columns<8>(w, c, tokens, step, row);
-      for (; c < columns; c += 2) add_columns<2>(w, c, tokens, step, row);
+      for (; c + 8 <= columns; c += 8) {
+        ahead.ask();
+        add_columns<8>(w, c, tokens, step, row);
+      }
+      for (; c < columns; c += 2) {
+        ahead.ask();
+        add_columns<2>(w, c, tokens, step, row);
+      }
     }
+    ahead.ask_for_the_rest();
   }
 
  private:
@@ -96,11 +104,9 @@ struct WordsAvx2 {
     return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
   }
 
-  void turn(const Problem& p, const Block& block, const Block& k_ahead, int tokens) {
-    const int dims = v_dim(p), k_bytes = k_dim(p);
+  void turn(const Problem& p, const Block& block, int tokens) {
+    const int dims = v_dim(p);
     for (int t = 0; t < tokens; t += 2) {
-      prefetch_row(k_ahead.k[t], k_bytes);
-      prefetch_row(k_ahead.k[t + 1], k_bytes);
 #pragma GCC unroll 4
       for (int d = 0; d < dims; d += 16) {
         const __m128i a = sixteen(block.v[t] + d), b = sixteen(block.v[t + 1] + d);
