@@ -28,7 +28,7 @@ def latents_refusal(view: KVView) -> str | None:
     dims = (view.k_dim, view.v_dim)
     if not view.shares_rows:
         return f"head_dim {max(dims)}: triton takes up to {_MAX_DIM} where V is no part of K"
-    if dims not in LATENT_DIMS:
+    if not _among(*dims, LATENT_DIMS):
         taken = " or ".join(f"{k} of which {v} are V" for k, v in LATENT_DIMS)
         return f"latents of {dims[0]} of which {dims[1]} are V: triton takes {taken}, or up to {_MAX_DIM}"
     if view.format not in PLAIN_DTYPE:
@@ -47,7 +47,7 @@ def quantized_refusal(view: KVView) -> str | None:
     if stored.group is None:
         return _apart(view.v, _WORD_BYTES, f"{view.format} rows of V")
     dims = PACKED_DIMS[stored.base]
-    if (view.k_dim, view.v_dim) not in dims:
+    if not _among(view.k_dim, view.v_dim, dims):
         taken = ", ".join(f"{k}/{v}" for k, v in dims)
         return f"{stored.base} of head dims {view.k_dim}/{view.v_dim} (K/V): triton takes {taken}"
     if stored.group not in PACKED_GROUPS:
@@ -70,3 +70,14 @@ def _apart(rows: torch.Tensor, step: int, named: str) -> str | None:
     if start % step or any(s % step for s in rows.stride()[:3]):
         return f"{named} that start at no multiple of {step} bytes"
     return None
+
+
+def _among(k_dim: int, v_dim: int, table: tuple[tuple[int, int], ...]) -> bool:
+    """`(k_dim, v_dim) in table`, one by one: of that torch.compile makes a single condition.
+
+    Where it takes the dims for symbols it brings the condition into a normal form, which takes forever.
+    """
+    for k, v in table:  # noqa: SIM110
+        if k_dim == k and v_dim == v:
+            return True
+    return False
