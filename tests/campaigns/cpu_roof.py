@@ -14,7 +14,7 @@ import argparse
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,13 @@ FORMATS = (
 )
 IN_PAGES = ("fp16", "int8", "int4")
 LINES = (("cpu", "fp16"), ("cpu", "int8"), ("cpu", "int4"))
+CACHED = """\
+What a step's instructions cost where memory costs nothing: 32 sequences whose 8 heads all read one and the
+same head of 1,024 tokens, which a core's second-level cache holds; all is per token of 8 heads. `GB/s` is the
+rate at which a case can take bytes in: where that is no more than the read bandwidth, instructions bound it
+and not memory. `products alone` is what its multiply-adds or integer dot products take at the rates that the
+probe finds for them (of bf16 with AVX-512 half are dot products, which it does not know).
+"""
 OF_TORCH = ("eager", "sdpa-math", "sdpa-flash", "dequant+sdpa")
 
 
@@ -162,6 +169,42 @@ def roof_table(depth: int, rounds: int, read: Callable[[], float]) -> list[str]:
     return table(cases, measure(cases, rounds, read), cases[0])
 
 
+def products_s(backend: str, fmt: str) -> float | None:
+    """Seconds that the products of one token take if nothing else is done; None where the level has none."""
+    if fmt in ("fp32", "fp16", "bf16", "fp8_e4m3"):
+        rate: float | None = probe.multiply_adds_per_s()
+    else:
+        rate = probe.integer_dots_per_s(16 if backend == "cpu" else 8)
+    return rate and 2 * 2 * 32 * 128 / rate
+
+
+def cached(backend: str, fmt: str) -> Case:
+    """As many tokens as 32,768, of which each head of each sequence reads the same 1,024."""
+    view = random_layer(fmt, 1024, heads=1)
+    shared = {n: x.expand(32, 8, *x.shape[2:]) for n, x in view.tensors().items()}
+    q = torch.randn(32, 32, 128).to(PLAIN_DTYPE.get(fmt, torch.bfloat16))
+    step = partial(BACKENDS[backend].decode, q, replace(view, **shared))
+    return Case(f"`{backend}` {fmt}", step, 32 * 8 * held_bytes(view))
+
+
+def cache_table(rounds: int, read: Callable[[], float]) -> list[str]:
+    """What the instructions alone cost: the caches of the cores hold these K and V."""
+    lines = ["| case | ns | bytes | GB/s | products alone, ns | speed over the first |",
+             "|---|---|---|---|---|---|"]  # fmt: skip
+    named = [each for each in FORMATS if able(*each)]
+    cases = [cached(*each) for each in named]
+    measure(cases, rounds, read)
+    for (backend, fmt), each in zip(named, cases, strict=True):
+        taken_s, alone_s = median(each.times_s) / 32768, products_s(backend, fmt)
+        alone = "-" if alone_s is None else f"{alone_s * 1e9:.0f}"
+        speed = median([a / b for a, b in zip(cases[0].times_s, each.times_s, strict=True)])
+        lines.append(
+            f"| {each.label} | {taken_s * 1e9:.0f} | {each.held_bytes / 32768:,.0f} | "
+            f"{each.held_bytes / 32768 / taken_s / 1e9:.1f} | {alone} | {speed:.2f} |"
+        )
+    return lines
+
+
 def torch_table(rounds: int, read: Callable[[], float]) -> list[str]:
     """Of each format our kernel and all that torch has."""
     lines: list[str] = []
@@ -192,6 +235,7 @@ def main() -> None:
     for depth in (32768, 131072):
         parts += [f"\n## {depth:,} tokens\n", *roof_table(depth, given.rounds, read)]
     parts += ["\n## Time against depth\n", *depth_table(given.rounds, read)]
+    parts += ["\n## From the cores' caches\n", CACHED, *cache_table(given.rounds, read)]
     parts += ["\n## Beside torch, 32,768 tokens\n", *torch_table(max(5, given.rounds // 10), read)]
     again = f" --level {given.level} --out {given.out}" if given.level else ""
     revision, dirty = git_state()

@@ -153,28 +153,49 @@ def test_the_operator_is_seen_and_has_a_fake() -> None:
     assert (fake.shape, fake.dtype) == (out.shape, out.dtype)
 
 
+@pytest.mark.parametrize("k_dim", [16, 48, 64, 128, 576])
+@pytest.mark.parametrize("group", [1, 2, 3, 16])
+def test_of_bf16_queries_and_keys_nothing_is_rounded(level: str, k_dim: int, group: int) -> None:
+    """Two tokens whose scores differ by the last bit of a query, and V of 1 and -1."""
+    k = torch.randn(3, 2, 1, k_dim, generator=torch.Generator().manual_seed(0)).repeat(1, 1, 2, 1)
+    k[..., [0, -1]] = torch.tensor([[2.0, -2.0], [-2.0, 2.0]])
+    v = torch.ones(3, 2, 2, 16)
+    v[..., 1, :] = -1
+    view = KVView(k.bfloat16(), v.bfloat16(), "bf16")
+    q = make_query(view, group, torch.bfloat16)
+    q[..., [0, -1]] = torch.tensor([1.0, 1.0078125], dtype=torch.bfloat16)
+    expected = oracle_decode(q, view)
+    assert 0 < expected.abs().max() < 5e-3
+    difference = (BACKENDS["cpu"].decode(q, view).double() - expected).abs() / expected.abs()
+    assert difference.max() < 5e-3  # bf16 has 8 bits
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("size", [30.0, 1e4, 1e18])
-def test_huge_scores(level: str, size: float) -> None:
-    view = make_view("fp32", tokens=200)
-    q = make_query(view, 3, torch.float32) * size
-    assert error(BACKENDS["cpu"].decode(q, view), oracle_decode(q, view)) < 1e-3
+def test_huge_scores(level: str, dtype: str, size: float) -> None:
+    view = make_view(dtype, tokens=200)
+    q = make_query(view, 3, view.k.dtype) * size
+    limit = 1e-3 if dtype == "fp32" else 8e-3
+    assert error(BACKENDS["cpu"].decode(q, view), oracle_decode(q, view)) < limit
 
 
-def test_scores_of_minus_infinity_weigh_nothing(level: str) -> None:
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_scores_of_minus_infinity_weigh_nothing(level: str, dtype: str) -> None:
     """Whole blocks of them come first."""
-    view = make_view("fp32", tokens=300)
-    q = torch.ones(2, 4, 64)
+    view = make_view(dtype, tokens=300)
+    q = torch.ones(2, 4, 64).to(view.k.dtype)
     view.k[:, :, :250, 0] = float("-inf")
     out = BACKENDS["cpu"].decode(q, view)
-    assert error(out, oracle_decode(q, view)) < 1e-5
+    assert error(out, oracle_decode(q, view)) < (1e-5 if dtype == "fp32" else 8e-3)
     view.k[..., 0] = float("-inf")
     assert BACKENDS["cpu"].decode(q, view).isnan().all()
 
 
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 @pytest.mark.parametrize("where", ["q", "k", "v"])
-def test_a_nan_of_a_valid_token_is_in_the_result(level: str, where: str) -> None:
-    view = make_view("fp16", tokens=100)
-    q = make_query(view, 2, torch.float16)
+def test_a_nan_of_a_valid_token_is_in_the_result(level: str, dtype: str, where: str) -> None:
+    view = make_view(dtype, tokens=100)
+    q = make_query(view, 2, view.k.dtype)
     {"q": q[0], "k": view.k[0, 0, 77], "v": view.v[0, 0, 77]}[where].fill_(float("nan"))
     out = BACKENDS["cpu"].decode(q, view)
     assert out[0, :2].isnan().all()

@@ -1,5 +1,6 @@
 // The level of CPUs with AVX-512 (F, BW, DQ, VL, VNNI, BF16).
 #if defined(__x86_64__)
+#include "bf16_avx512.h"
 #include "bytewise_avx512.h"
 #include "packed_avx512.h"
 
@@ -10,6 +11,11 @@ template <int Dim>
 Kernels bytewise_kernels(const Problem& p) {
   if (p.int_bits == 8) return {attend<Avx512, Bytewise<Dim, 1>>, finish<Avx512>};
   return {attend<Avx512, Bytewise<Dim, 2>>, finish<Avx512>};
+}
+
+template <int Dim>
+Kernels bf16_kernels() {
+  return {attend<Avx512, Bf16Pairs<Dim, Dim>>, finish<Avx512>};
 }
 
 template <int Bits, int RowBytes, bool ByChannel = false>
@@ -36,6 +42,11 @@ Kernels kernels_avx512(const Problem& p) {
     if (p.k_dim == 64 && p.v_dim == 64) return bytewise_kernels<64>(p);
     if (p.k_dim == 128 && p.v_dim == 128) return bytewise_kernels<128>(p);
     return bytewise_kernels<0>(p);
+  }
+  if (p.format == Format::bf16 && p.q_dtype == Format::bf16) {
+    if (p.k_dim == 64 && p.v_dim == 64) return bf16_kernels<64>();
+    if (p.k_dim == 128 && p.v_dim == 128) return bf16_kernels<128>();
+    return bf16_kernels<0>();
   }
   return plain_kernels<Avx512>(p);
 }

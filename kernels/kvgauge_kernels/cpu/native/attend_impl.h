@@ -24,6 +24,13 @@ namespace {
 
 constexpr float kInfinity = __builtin_huge_valf();
 
+// Scores are in powers of two: exp2 needs no more multiplication.
+inline float score_scale(int k_dim) { return 1.4426950408889634f / std::sqrt(static_cast<float>(k_dim)); }
+
+// Whether an arithmetic scales its scores itself, and not the query.
+template <class Arithmetic>
+constexpr bool kQueryAsGiven = false;
+
 // Plain arithmetic in fp32, for every format; codes are converted like other numbers. Of int8 the scales are
 // applied to the scores and the weights, of grouped formats to the elements. Head dims that are known when this
 // is compiled (0: not) are faster. ByChannel: K's scales are per channel.
@@ -75,16 +82,18 @@ struct Plain {
     constexpr int C = kFree < kFixed ? kFree : kFixed;
     if constexpr (F == Format::int8)
       for (int h = 0; h < H; ++h) multiply(weights + h * kBlock, scales.v[0], tokens);
-    // Few tokens at a time, so that the columns of a row that are not in registers yet are still near. The next
+    // So many tokens at a time that the columns of a row that are not in registers yet are still near. The next
     // K is asked for bit by bit meanwhile: more at once than a core can wait for would hold it up.
+    constexpr int kNear = VDim == 0 || bytes(VDim) > 512 ? 8 : 64;
     const char* const* ahead = prefetch ? k_ahead.k : nullptr;
-    for (int some = 0; some < tokens; some += 8) {
+    for (int from = 0; from < tokens; from += kNear) {
+      const int to = tokens - from < kNear ? tokens : from + kNear;
       int c = 0;
-      for (; c + C <= vectors; c += C) add_columns<H, C>(p, weights, block, scales, ahead, some, c, stride, rows);
+      for (; c + C <= vectors; c += C) add_columns<H, C>(p, weights, block, scales, ahead, from, to, c, stride, rows);
       if constexpr (VDim == 0)
-        for (; c < vectors; ++c) add_columns<H, 1>(p, weights, block, scales, ahead, some, c, stride, rows);
+        for (; c < vectors; ++c) add_columns<H, 1>(p, weights, block, scales, ahead, from, to, c, stride, rows);
       if (prefetch && k_bytes > v_bytes)
-        for (int t = some; t < some + 8; ++t) prefetch_row(k_ahead.k[t] + v_bytes, k_bytes - v_bytes);
+        for (int t = from; t < to; ++t) prefetch_row(k_ahead.k[t] + v_bytes, k_bytes - v_bytes);
     }
   }
 
@@ -148,18 +157,18 @@ struct Plain {
       Isa::store(numbers + t, Isa::mul(Isa::load(numbers + t), Isa::load(by + t)));
   }
 
-  // Of eight tokens, C vectors from the c-th on.
+  // Of tokens [from, to), C vectors from the c-th on.
   template <int H, int C>
   static KVGAUGE_INLINE void add_columns(const Problem& p, const float* weights, const Block& block,
-                                         const Scales<Isa>& scales, const char* const* ahead, int some, int c,
-                                         int stride, float* rows) {
+                                         const Scales<Isa>& scales, const char* const* ahead, int from, int to,
+                                         int c, int stride, float* rows) {
     V acc[H * C];
 #pragma GCC unroll 4
     for (int h = 0; h < H; ++h)
 #pragma GCC unroll 16
       for (int j = 0; j < C; ++j) acc[h * C + j] = Isa::load(rows + h * stride + (c + j) * Isa::kLanes);
 #pragma GCC unroll 2
-    for (int t = some; t < some + 8; ++t) {
+    for (int t = from; t < to; ++t) {
       V row[C];
 #pragma GCC unroll 16
       for (int j = 0; j < C; ++j)
@@ -253,8 +262,7 @@ template <class Isa, class Arithmetic>
 void attend(const Problem& p, const Task& task, Parts parts, int64_t apart) {
   const int k_dim = Arithmetic::k_dim(p), stride = Arithmetic::row_stride(p);
   const int heads_in_tiles = tiled(p.group);
-  // Scores in powers of two: exp2 needs no more multiplication.
-  const float by = 1.4426950408889634f / std::sqrt(static_cast<float>(k_dim));
+  const float by = kQueryAsGiven<Arithmetic> ? 1.0f : score_scale(k_dim);
   Arithmetic* const arithmetic = room_for<Arithmetic>(task.heads);
   for (int64_t i = 0; i < task.heads; ++i) {
     alignas(64) float query[kMaxGroup * kMaxHeadDim];

@@ -30,13 +30,13 @@ struct Bytewise {
   void take_query(const Problem& p, const float* scaled) {
     const int dims = k_dim(p);
     std::memset(q, Bytes == 2 ? 0 : 128, sizeof(q));
-    for (int g = 0; g < kMaxGroup; ++g) {
+    for (int g = 0; g < tiled(p.group); ++g) {
       const float* row = scaled + g * dims;
       // 512 products of 127 and 32767 fit into 32 bits.
       const Rounding rounding(row, dims, Bytes == 2 && dims > 512 ? kSteps / 2 : kSteps);
       q_step[g] = rounding.step;
       const __m512 by = _mm512_set1_ps(rounding.by);
-      for (int d = 0; d < dims && g < tiled(p.group); d += 16) {
+      for (int d = 0; d < dims; d += 16) {
         const __m512i x = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(row + d), by));
         const __m512i shifted = _mm512_add_epi32(x, _mm512_set1_epi32(Bytes == 2 ? 32768 : 128));
         store_bytes(q[0][g] + d, _mm512_srli_epi32(shifted, 8 * (Bytes - 1)));

@@ -54,26 +54,18 @@ struct PackedKeys : PackedRow<Bits, RowBytes> {
       std::memcpy(query, scaled, sizeof(float) * kMaxGroup * dims);
       return;
     }
-    std::memset(q, 0, sizeof(q));
     for (int g = 0; g < tiled(p.group); ++g) {
       const float* row = scaled + g * dims;
       const Rounding rounding(row, dims, kSteps);
-      float sum[kMaxGroups] = {}, lost[kMaxGroups] = {};
-      for (int d = 0; d < dims; ++d) {
-        const int rounded = rounding.of(row[d]), group = p.group_of[d / kDimStep];
-        sum[group] += row[d];
-        lost[group] += row[d] - rounding.step * static_cast<float>(rounded);
-        const int place = d % kWordElements;
-        int8_t* to = reinterpret_cast<int8_t*>(&q[0][g][d / kWordElements * kFields + place % kFields]) + place / kFields;
-        const int low = static_cast<int8_t>(rounded & 255);
-        if (Bytes == 2) {
-          *to = static_cast<int8_t>((rounded - low) / 256);
-          to[sizeof(q[0])] = static_cast<int8_t>(low);
-        } else {
-          *to = static_cast<int8_t>(rounded);
-        }
+      __m512 sum[kMaxGroups] = {}, lost[kMaxGroups] = {};
+      for (int d = 0; d < dims; d += 16) {
+        const __m512 x = _mm512_loadu_ps(row + d);
+        const int group = p.group_of[d / kDimStep];
+        sum[group] = _mm512_add_ps(sum[group], x);
+        lost[group] = _mm512_add_ps(lost[group], take_rounded(g, d, x, rounding.by, rounding.step));
       }
-      for (int i = 0; i < p.k_groups; ++i) take_sums(g, i, rounding.step, sum[i], lost[i]);
+      for (int i = 0; i < p.k_groups; ++i)
+        take_sums(g, i, rounding.step, _mm512_reduce_add_ps(sum[i]), _mm512_reduce_add_ps(lost[i]));
     }
   }
 
@@ -106,17 +98,20 @@ struct PackedKeys : PackedRow<Bits, RowBytes> {
     const float most = _mm512_reduce_max_ps(largest);
     const bool some = most > 1e-30f;  // as in Rounding
     const float step = (some ? most / kSteps : 1.0f) + _mm512_reduce_add_ps(odd);
-    const __m512 by = _mm512_set1_ps(some ? kSteps / most : 0.0f);
+    const float by = some ? kSteps / most : 0.0f;
     __m512 lost = _mm512_setzero_ps();
-    for (int d = 0; d < k_dim(p); d += 16) {
-      const __m512 x = _mm512_load_ps(scaled + d);
-      const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(x, by));
-      lost = _mm512_add_ps(lost, _mm512_fnmadd_ps(_mm512_cvtepi32_ps(rounded), _mm512_set1_ps(step), x));
-      put_bytes(q[Bytes - 1][head] + d / 4, rounded);
-      if constexpr (Bytes == 2)
-        put_bytes(q[0][head] + d / 4, _mm512_srai_epi32(_mm512_add_epi32(rounded, _mm512_set1_epi32(128)), 8));
-    }
+    for (int d = 0; d < k_dim(p); d += 16)
+      lost = _mm512_add_ps(lost, take_rounded(head, d, _mm512_load_ps(scaled + d), by, step));
     take_sums(head, 0, step, _mm512_reduce_add_ps(of_zeros), _mm512_reduce_add_ps(lost));
+  }
+
+  // Sixteen elements of a query head from d on, as bytes; what rounding takes from them.
+  KVGAUGE_INLINE __m512 take_rounded(int head, int d, __m512 x, float by, float step) {
+    const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(by)));
+    put_bytes(q[Bytes - 1][head] + d / 4, rounded);
+    if constexpr (Bytes == 2)
+      put_bytes(q[0][head] + d / 4, _mm512_srai_epi32(_mm512_add_epi32(rounded, _mm512_set1_epi32(128)), 8));
+    return _mm512_fnmadd_ps(_mm512_cvtepi32_ps(rounded), _mm512_set1_ps(step), x);
   }
 
   // What stands beside the products of a group; a step that is NaN makes all of a head's scores NaN.
