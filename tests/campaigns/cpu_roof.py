@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -181,7 +182,7 @@ def products_s(backend: str, fmt: str) -> float | None:
 def cached(backend: str, fmt: str) -> Case:
     """As many tokens as 32,768, of which each head of each sequence reads the same 1,024."""
     view = random_layer(fmt, 1024, heads=1)
-    shared = {n: x.expand(32, 8, *x.shape[2:]) for n, x in view.tensors().items()}
+    shared: dict[str, Any] = {n: x.expand(32, 8, *x.shape[2:]) for n, x in view.tensors().items()}
     q = torch.randn(32, 32, 128).to(PLAIN_DTYPE.get(fmt, torch.bfloat16))
     step = partial(BACKENDS[backend].decode, q, replace(view, **shared))
     return Case(f"`{backend}` {fmt}", step, 32 * 8 * held_bytes(view))
