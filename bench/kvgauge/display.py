@@ -158,9 +158,7 @@ class Progress:
             self._status.update(escape(f"{text} · {left_s:.0f} s left"))
         if not first or record.status not in ("ok", "unsupported", "oom"):
             note(text)
-        elif self._status is None and (
-            self._done == self._count or self._done % max(1, self._count // 10) == 0
-        ):
+        elif self._status is None and self._is_worth_a_line():
             note(f"{text} · {left_s:.0f} s left")
 
     def _is_worth_a_line(self) -> bool:

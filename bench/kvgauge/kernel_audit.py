@@ -79,6 +79,8 @@ def audit_kernels(
     version = _usable_triton()
     chosen_targets, cases = _targets(targets), _cases(kernels)
     path = limit_file.PATH if limits is None else limits
+    if limits is not None and not limits.exists() and not update:
+        raise UserError(f"--limits {short(str(limits))}: no such file; --update makes one")
     try:
         known = limit_file.load(path)
     except (OSError, ValueError) as error:

@@ -146,19 +146,23 @@ def _all_pages(view: KVView, pages: torch.Tensor) -> bool:
 
 
 def _written(view: KVView, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`_places` that may be written: pages that are there, and none of two sequences."""
+    """`_places` that may be written: pages that are there, and none of two sequences or heads."""
     outer, inside = _places(view, positions)
-    if view.block_table is None:
-        shared = view.batch > 1 and view.k.stride(0) == 0
-    else:
+    tensors = view.stored_tensors().values()
+    shared = any(
+        n > 1 and s == 0 for x in tensors for n, s in zip(x.shape, x.stride(), strict=True)
+    )
+    if view.block_table is not None:
         pages = [set(row) for row in outer.tolist()]
         used = set().union(*pages)
         missing = used.difference(range(view.k.shape[0]))
         if missing:
             raise ValueError(f"a page that would be written is not there: {sorted(missing)}")
-        shared = len(used) < sum(len(each) for each in pages)
+        shared |= len(used) < sum(len(each) for each in pages)
     if shared:
-        raise ValueError("two sequences would write the same place: copy what they share first")
+        raise ValueError(
+            "two sequences or heads would write the same place: copy what they share first"
+        )
     return outer, inside
 
 

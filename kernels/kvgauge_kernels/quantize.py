@@ -42,10 +42,14 @@ def view_of(k: Rows, v: Rows, kv_format: str, **where: Any) -> KVView:
 def quantize(rows: torch.Tensor, kv_format: str) -> Rows:
     """`[..., head_dim]` floats in that format; of K's, see also `quantize_k`.
 
-    Raises ValueError for a format that no cache here has.
+    Raises ValueError for a format that no cache here has, and for rows that do not fill bytes.
     """
     kind = stored_as(kv_format)
     if kind.group is not None:
+        if not rows.shape[-1] or rows.shape[-1] * kind.bits % 8:
+            raise ValueError(
+                f"rows of {rows.shape[-1]} elements do not fill whole bytes of {kv_format}"
+            )
         return quantize_groups(rows, kind.bits, kind.group)
     return quantize_int8(rows) if kind.scaled else Rows(rows.to(kind.dtype))
 
@@ -54,10 +58,13 @@ def quantize_k(rows: torch.Tensor, kv_format: str) -> Rows:
     """As `quantize`, of K's rows `[..., tokens, head_dim]`: per channel where the format says so.
 
     The last group of tokens may not be full; its scales are those of the tokens that there are.
+    Raises ValueError for no tokens, and as `quantize`.
     """
     kind = stored_as(kv_format)
     if not kind.k_by_channel:
         return quantize(rows, kv_format)
+    if not rows.shape[-2]:
+        raise ValueError(f"no tokens to quantize: {list(rows.shape)}")
     codes, scale, zero = _grouped(rows.mT, kind.bits, kind.k_tokens)
     return Rows(
         packed(codes.mT.contiguous(), kind.bits), scale.mT.contiguous(), zero.mT.contiguous()
@@ -68,7 +75,9 @@ def quantize_int8(rows: torch.Tensor) -> Rows:
     """Symmetric int8: `[..., head_dim]` floats to int8 of that shape and fp16 scales `[...]`.
 
     The scale is rounded to fp16 first and the elements divided by the rounded one, so that
-    `stored * scale` is off by at most half a step.
+    `stored * scale` is off by at most half a step. In rows whose largest element is below 0.0078 the
+    scale is a denormal of fp16 with fewer bits, and the largest elements are off by more: by a
+    hundredth of them at 1e-4.
     """
     values = rows.float()
     scale = _usable((values.abs().amax(dim=-1) / INT8_MAX).to(torch.float16))

@@ -96,6 +96,8 @@ class KVView:
                 raise ValueError(f"a cache of format {self.format} has no {what}: {name} given")
             if tensor is not None and list(tensor.shape) != wanted:
                 raise ValueError(f"{what} must be {wanted}, got {list(tensor.shape)}: {name}")
+            if tensor is not None and tensor.device != self.k.device:
+                raise ValueError(f"{name} is on {tensor.device}, k on {self.k.device}")
 
     def _check_layout(self) -> None:
         table = self.block_table
@@ -119,6 +121,9 @@ class KVView:
             )
 
     def _check_lengths(self) -> None:
+        whole = [n for n in (self.window, self.sink_tokens, *(self.lengths or ())) if n is not None]
+        if not all(isinstance(n, int) and n < 2**63 for n in whole):
+            raise ValueError(f"lengths, a window and sinks are whole numbers below 2^63: {whole}")
         if self.lengths is not None:
             if len(self.lengths) != self.batch:
                 raise ValueError(f"{len(self.lengths)} lengths for a batch of {self.batch}")
@@ -171,6 +176,8 @@ class KVView:
                 f"q {list(q.shape)} must be [{self.batch}, q_heads, {self.k_dim}], with q_tokens "
                 "before the last dimension in a prefill"
             )
+        if q.device != self.k.device:
+            raise ValueError(f"q is on {q.device}, k on {self.k.device}")
         if not self.kv_heads or q.shape[1] % self.kv_heads:
             raise ValueError(f"{q.shape[1]} query heads over {self.kv_heads} K/V heads")
         shortest = min(self.lengths or (self.tokens,))

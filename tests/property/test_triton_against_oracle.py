@@ -132,6 +132,31 @@ def test_groups_beside_and_above_the_rows_of_a_product(group: int) -> None:
 
 
 @inside
+@pytest.mark.parametrize("multiprocessors", [1, 50])
+@pytest.mark.parametrize("fmt", ["fp16", "int8", "int4"])
+def test_scores_of_minus_infinity_weigh_nothing(fmt: str, multiprocessors: int) -> None:
+    processor = replace(ONE.processor, multiprocessors=multiprocessors)
+    case = replace(ONE, fmt=fmt, lengths=None, processor=processor)
+    view, q = case.view(), case.query().abs()
+    where = {"fp16": view.k, "int8": view.k_scale, "int4": view.k_zero}[fmt]
+    assert where is not None
+    if fmt == "int8":
+        view.k.fill_(1)
+    where[:, :, :130] = float("-inf")  # whole blocks come first
+    compare(case, view, q, oracle_decode(q, view))
+    where.fill_(float("-inf"))
+    assert TRITON.decode(q, view).isnan().all()
+
+
+@inside
+def test_int8_scales_below_zero() -> None:
+    view, q = replace(ONE, fmt="int8").view(), ONE.query()
+    assert view.v_scale is not None
+    view.v_scale.neg_()
+    compare(replace(ONE, fmt="int8"), view, q, oracle_decode(q, view))
+
+
+@inside
 @pytest.mark.parametrize("multiprocessors", [1, 3, 50])
 @pytest.mark.parametrize("lengths", [None, (1,), (64, 65), (1, 199, 128)])
 def test_splits_do_not_show(multiprocessors: int, lengths: tuple[int, ...] | None) -> None:

@@ -90,6 +90,18 @@ def test_scores_far_from_zero_neither_overflow_nor_vanish() -> None:
         assert error(out, oracle_decode(q * factor, view)) <= MAX_ERROR[q.dtype]
 
 
+@pytest.mark.parametrize("multiprocessors", [1, 50])
+def test_scores_of_minus_infinity_weigh_nothing(multiprocessors: int) -> None:
+    view, q = replace(ONE, lengths=None).latents(), ONE.query().abs()
+    k = view.k.clone()
+    k[:, :, :90, 540] = float("-inf")  # whole blocks come first; V are the first 512
+    few = replace(view, k=k, v=k[..., :512])
+    with pytest.MonkeyPatch.context() as patch:
+        processor = replace(ONE.processor, multiprocessors=multiprocessors)
+        patch.setattr(launch, "processor", lambda _device: processor)
+        assert error(TRITON.decode(q, few), oracle_decode(q, few)) <= MAX_ERROR[q.dtype]
+
+
 def test_nothing_behind_a_cache_is_read() -> None:
     view = replace(ONE, lengths=None, room=70).latents()
     k = before_a_wall(view.k)

@@ -138,6 +138,9 @@ def test_no_limits_is_nothing_to_compare_with(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "limits.json"
+    assert start(monkeypatch, *ONE, "--limits", str(file)) == 2
+    assert "limits.json: no such file" in capsys.readouterr().err
+    file.write_text('{"schema": 1, "limits": {}}')
     assert start(monkeypatch, *ONE, "--limits", str(file)) == 3
     assert "audit-kernels --update" in capsys.readouterr().out
     assert start(monkeypatch, *ONE, "--limits", str(file), "--update") == 0

@@ -192,14 +192,18 @@ def test_what_two_sequences_share_is_not_written() -> None:
     shared = view.block_table.clone()
     shared[1, 0] = shared[0, 0]
     forks = replace(view, block_table=shared, lengths=(3, 3))
-    with pytest.raises(ValueError, match="two sequences would write the same place"):
+    with pytest.raises(ValueError, match="two sequences or heads would write the same place"):
         append(forks, ROW, ROW)
-    with pytest.raises(ValueError, match="two sequences would write the same place"):
+    with pytest.raises(ValueError, match="two sequences or heads would write the same place"):
         keep(forks, torch.tensor([[0, 1], [0, 2]]))
     whole = make_view("fp32", tokens=4)
-    wide = replace(whole, k=whole.k[:1].expand(2, -1, -1, -1), lengths=(1, 1))
-    with pytest.raises(ValueError, match="two sequences would write the same place"):
-        append(wide, ROW, ROW)
+    for wide in (
+        replace(whole, k=whole.k[:1].expand(2, -1, -1, -1)),
+        replace(whole, v=whole.v[:1].expand(2, -1, -1, -1)),
+        replace(whole, v=whole.v[:, :1].expand(-1, 2, -1, -1)),
+    ):
+        with pytest.raises(ValueError, match="two sequences or heads would write the same place"):
+            append(replace(wide, lengths=(1, 1)), ROW, ROW)
 
 
 @pytest.mark.parametrize("page", [-1, 99])

@@ -174,3 +174,23 @@ def test_channels_that_are_all_zero_points(level: str, name: str) -> None:
     assert error(BACKENDS[name].decode(q, view), oracle_decode(q, view)) < 3e-2
     tiny = 1e-35 * q  # no step of it has an inverse
     assert error(BACKENDS[name].decode(tiny, view), oracle_decode(tiny, view)) < 1e-2
+
+
+@built
+@pytest.mark.parametrize("name", ["cpu", "cpu-q8"])
+@pytest.mark.parametrize("side", ["k_scale", "k_zero", "v_scale", "v_zero"])
+@pytest.mark.parametrize("infinite", [float("inf"), float("-inf")])
+@pytest.mark.parametrize("fmt", ["int8", "int4", "int2", "kivi4"])
+def test_scales_and_zeros_that_are_infinite_show(
+    level: str, name: str, side: str, infinite: float, fmt: str
+) -> None:
+    """A sum over integers times such a scale may be -inf, which a softmax would hide."""
+    view = make_view(fmt, tokens=90, k_dim=128)
+    tensor, q = view.tensors().get(side), make_query(view, 4, torch.float32)
+    if tensor is None or BACKENDS[name].supports(view, q.dtype) is not None:
+        pytest.skip(f"{fmt} has no {side}, or {name} does not read it here")
+    tensor[0, 1, 1] = infinite
+    out = BACKENDS[name].decode(q, view)
+    assert not out[0, 4:].isfinite().any(dim=-1).all()
+    assert out[0, :4].isfinite().all()
+    assert out[1].isfinite().all()

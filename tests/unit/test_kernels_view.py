@@ -10,6 +10,7 @@ import torch
 
 from kernels_for_tests import make_view
 from kvgauge_kernels import KVView
+from kvgauge_kernels.quantize import quantize, quantize_k
 
 
 def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -68,6 +69,31 @@ def test_queries_of_another_cache_are_refused(shape: tuple[int, ...], message: s
     view = make_view("fp32", tokens=40, lengths=(30, 40))
     with pytest.raises(ValueError, match=message):
         view.check(torch.zeros(shape))
+
+
+def test_what_lies_on_another_device_is_refused() -> None:
+    view = make_view("int8")
+    assert view.k_scale is not None
+    with pytest.raises(ValueError, match="k_scale is on meta, k on cpu"):
+        replace(view, k_scale=view.k_scale.to("meta"))
+    with pytest.raises(ValueError, match="q is on meta, k on cpu"):
+        view.check(torch.ones(2, 2, 64, device="meta"))
+
+
+@pytest.mark.parametrize(
+    "change", [{"lengths": (2.5, 3)}, {"lengths": ("a", 1)}, {"window": 2.5}, {"window": 2**70}]
+)
+def test_counts_are_whole_numbers(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="whole numbers"):
+        replace(make_view("fp32"), **change)
+
+
+def test_rows_that_do_not_fill_bytes_are_refused() -> None:
+    for kv_format, dim in (("int4", 63), ("int2", 62), ("int4", 0)):
+        with pytest.raises(ValueError, match=f"rows of {dim} elements do not fill whole bytes"):
+            quantize(torch.ones(1, 1, 4, dim), kv_format)
+    with pytest.raises(ValueError, match="no tokens to quantize"):
+        quantize_k(torch.ones(1, 1, 0, 64), "kivi4")
 
 
 def test_group_is_query_heads_to_a_kv_head() -> None:

@@ -197,7 +197,7 @@ def test_layout_field_that_is_not_understood(tmp_path: Path, field: str, value: 
         shape_of(tmp_path, **{field: value})
     assert caught.value.field in (field, "sliding_window")
     assert "\n" not in str(caught.value)
-    assert "config.json" in str(caught.value)
+    assert "/config" in str(caught.value)  # a long path is cut
 
 
 @pytest.mark.parametrize("value", [None, False, 0, [], {}])
@@ -269,7 +269,7 @@ def test_bad_file(tmp_path: Path, data: bytes, says: str) -> None:
     with pytest.raises(UserError, match=says) as caught:
         read_config(path)
     assert "\n" not in str(caught.value)
-    assert "config.json" in str(caught.value)
+    assert "/config" in str(caught.value)  # a long path is cut
 
 
 def test_infinity_in_a_field_nobody_asks_for(tmp_path: Path) -> None:

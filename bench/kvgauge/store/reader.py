@@ -39,7 +39,8 @@ def read_bounded(path: Path, limit_bytes: int) -> bytes:
     """The bytes of a regular file of at most `limit_bytes`; raises UserError otherwise."""
     try:
         if not path.is_file():
-            raise UserError(f"{path}: no such file")
+            wrong = "not a regular file" if path.exists() else "no such file"
+            raise UserError(f"{path}: {wrong}")
         size_bytes = path.stat().st_size
         if size_bytes > limit_bytes:
             raise UserError(f"{path}: {size_bytes} bytes, at most {limit_bytes} are read")

@@ -71,10 +71,12 @@ def load(path: Path = PATH) -> Limits:
     """The file's limits, none where it does not exist; raises ValueError where it is none of ours."""
     if not path.exists():
         return {}
+    if not path.is_file():
+        raise ValueError(f"{path}: not a regular file")
     try:
         values = json.loads(path.read_text())
-        if values["schema"] != SCHEMA:
-            raise ValueError(f"schema {values['schema']}, not {SCHEMA}")
+        if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+            raise ValueError(f'an object with "schema": {SCHEMA} is wanted')
         return {
             version: {
                 target: {key: Limit(**limit) for key, limit in entries.items()}
@@ -82,7 +84,7 @@ def load(path: Path = PATH) -> Limits:
             }
             for version, by_target in values["limits"].items()
         }
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OSError) as error:
         raise ValueError(f"{path}: no limits of this program: {error}") from error
 
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from kvgauge_kernels.triton.numbers import fp8_bytes, fp8_numbers, int8_numbers
-from kvgauge_kernels.triton.tokens import hidden_tokens, place
+from kvgauge_kernels.triton.tokens import LOWEST, hidden_tokens, place
 
 
 # What varies with the length of a cache is not specialised: one piece of machine code serves all of
@@ -93,7 +93,7 @@ def split_decode(
     k_head = k + wide_head * k_head_stride
     v_head = v + wide_head * v_head_stride
 
-    best = tl.full([ROWS], float("-inf"), tl.float32)  # largest score so far, in powers of two
+    best = tl.full([ROWS], LOWEST, tl.float32)  # largest score so far, in powers of two
     total = tl.zeros([ROWS], tl.float32)
     out = tl.zeros([ROWS, V_PADDED], tl.float32)
     for start in tl.range(first, last, BLOCK_N):
@@ -146,7 +146,7 @@ def split_decode(
             at += before * v_scale_token_stride + token * v_scale_token_stride
             scale = tl.load(at, mask=valid, other=0.0).to(tl.float32)
             # Relative to the block's largest: weight times scale alone can be too small for fp16.
-            largest = tl.maximum(tl.max(scale, 0), 1e-30)
+            largest = tl.maximum(tl.max(tl.abs(scale), 0), 1e-30)
             weights = (weights * (scale / largest)).to(rounded).to(dtype)
             out += tl.dot(weights, values) * largest
 
@@ -157,7 +157,7 @@ def split_decode(
     tl.store(part_sums + at, best + tl.log2(total), mask=in_group)
     tl.store(
         parts + at[:, None] * V_DIM + v_columns,
-        out / total[:, None],
+        out / tl.where(total == 0.0, 1.0, total)[:, None],
         mask=in_group[:, None] & (v_columns < V_DIM),
     )
 
@@ -183,7 +183,7 @@ def merge_splits(
     used = tl.cdiv(length, chunk)  # a short sequence has fewer than the grid
     columns = tl.arange(0, V_PADDED)
     in_row = columns < V_DIM
-    best = float("-inf")
+    best = LOWEST
     total = 0.0
     merged = tl.zeros([V_PADDED], tl.float32)
     for start in range(0, used, BLOCK_S):

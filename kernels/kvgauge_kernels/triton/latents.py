@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kvgauge_kernels.triton.tokens import place
+from kvgauge_kernels.triton.tokens import LOWEST, place
 
 
 @triton.jit(do_not_specialize=["tokens", "chunk", "group", "table_stride"])
@@ -66,7 +66,7 @@ def split_decode_latents(
     wide_head = kv_head.to(tl.int64)
     k_head = k + wide_head * k_head_stride
 
-    best = tl.full([ROWS], float("-inf"), tl.float32)  # largest score so far, in powers of two
+    best = tl.full([ROWS], LOWEST, tl.float32)  # largest score so far, in powers of two
     total = tl.zeros([ROWS], tl.float32)
     out = tl.zeros([ROWS, V_DIM], tl.float32)
     for start in tl.range(first, last, BLOCK_N):
@@ -96,4 +96,8 @@ def split_decode_latents(
     q_heads = tl.num_programs(0) // row_blocks * group
     at = (outer * q_heads + heads) * tl.num_programs(1) + split
     tl.store(part_sums + at, best + tl.log2(total), mask=in_group)
-    tl.store(parts + at[:, None] * V_DIM + columns, out / total[:, None], mask=in_group[:, None])
+    tl.store(
+        parts + at[:, None] * V_DIM + columns,
+        out / tl.where(total == 0.0, 1.0, total)[:, None],
+        mask=in_group[:, None],
+    )

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from kvgauge_kernels.triton.numbers import grouped_numbers
-from kvgauge_kernels.triton.tokens import hidden_tokens, place
+from kvgauge_kernels.triton.tokens import LOWEST, hidden_tokens, place
 
 
 @triton.jit(
@@ -101,7 +101,7 @@ def split_decode_packed(
     k_sides = wide_head * k_scale_head_stride
     v_sides = wide_head * v_scale_head_stride
 
-    best = tl.full([ROWS], float("-inf"), tl.float32)  # largest score so far, in powers of two
+    best = tl.full([ROWS], LOWEST, tl.float32)  # largest score so far, in powers of two
     total = tl.zeros([ROWS], tl.float32)
     out = tl.zeros([ROWS, V_PADDED], tl.float32)
     for start in tl.range(first, last, BLOCK_N):
@@ -156,6 +156,6 @@ def split_decode_packed(
     tl.store(part_sums + at, best + tl.log2(total), mask=in_group)
     tl.store(
         parts + at[:, None] * V_DIM + v_columns,
-        out / total[:, None],
+        out / tl.where(total == 0.0, 1.0, total)[:, None],
         mask=in_group[:, None] & (v_columns < V_DIM),
     )

@@ -5,6 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# Where the search for the largest score begins: finite, as -inf would make NaN of a block of such scores.
+LOWEST = tl.constexpr(-3.0e38)
+
 
 @triton.jit
 def hidden_tokens(length, window, sinks):

@@ -95,6 +95,7 @@ struct PackedKeys : PackedRow<Bits, RowBytes> {
       odd = _mm512_add_ps(odd, _mm512_sub_ps(y, y));  // NaN where it is no number
       _mm512_store_ps(scaled + d, y);
     }
+    odd = _mm512_add_ps(odd, _mm512_sub_ps(of_zeros, of_zeros));
     const float most = _mm512_reduce_max_ps(largest);
     const bool some = most > 1e-30f;  // as in Rounding
     const float step = (some ? most / kSteps : 1.0f) + _mm512_reduce_add_ps(odd);

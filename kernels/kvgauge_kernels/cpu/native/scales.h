@@ -19,20 +19,28 @@ struct Scales {
 
   void read(const Problem& p, const Block& block) {
     const bool of_k = p.k_group_tokens == 0;  // else see channels.h
-    if (of_k) read(p, block, p.k_groups, p.k_scale.token, &Block::Stretch::k_scale, k);
-    read(p, block, p.v_groups, p.v_scale.token, &Block::Stretch::v_scale, v);
+    if (of_k) read<true>(p, block, p.k_groups, p.k_scale.token, &Block::Stretch::k_scale, k);
+    read<false>(p, block, p.v_groups, p.v_scale.token, &Block::Stretch::v_scale, v);
     if (!is_grouped(p.format)) return;
-    if (of_k) read(p, block, p.k_groups, p.k_zero.token, &Block::Stretch::k_zero, k_zero);
-    read(p, block, p.v_groups, p.v_zero.token, &Block::Stretch::v_zero, v_zero);
+    if (of_k) read<true>(p, block, p.k_groups, p.k_zero.token, &Block::Stretch::k_zero, k_zero);
+    read<false>(p, block, p.v_groups, p.v_zero.token, &Block::Stretch::v_zero, v_zero);
   }
 
  private:
+  // K's that are infinite are NaN: times a sum over integers they could be -inf, which a softmax hides.
+  template <bool OfK>
+  static KVGAUGE_INLINE typename Isa::V number(const char* half) {
+    const typename Isa::V x = Isa::template read<Format::fp16>(half);
+    return OfK ? Isa::fma(x, Isa::zero(), x) : x;
+  }
+
+  template <bool OfK>
   static void read(const Problem& p, const Block& block, int groups, int64_t stride,
                    const char* Block::Stretch::*where, Table& to) {
     const Block::Stretch& whole = block.stretches[0];
     if (groups == 1 && stride == 2 && whole.tokens == p.block_tokens) {  // most blocks of int8
       for (int t = 0; t < p.block_tokens; t += Isa::kLanes)
-        Isa::store(to[0] + t, Isa::template read<Format::fp16>(whole.*where + 2 * t));
+        Isa::store(to[0] + t, number<OfK>(whole.*where + 2 * t));
       return;
     }
     alignas(64) uint16_t half[kMaxGroups][kBlock];
@@ -44,7 +52,7 @@ struct Scales {
     for (int g = 0; g < groups; ++g) {
       for (int t = done; t < p.block_tokens; ++t) half[g][t] = 0;
       for (int t = 0; t < p.block_tokens; t += Isa::kLanes)
-        Isa::store(to[g] + t, Isa::template read<Format::fp16>(reinterpret_cast<const char*>(half[g] + t)));
+        Isa::store(to[g] + t, number<OfK>(reinterpret_cast<const char*>(half[g] + t)));
     }
   }
 
