@@ -290,13 +290,15 @@ check() { # a name, then the command
 }
 
 run_tests() {
-    local rows=() failed=0
+    local rows=() failed=0 workers=()
     cd -- "$root"
+    # Two processes, a file of tests to one of them; one where they would share a GPU, or where told how.
+    if (($# == 0)) && [[ $torch_from == cpu ]]; then workers=(--numprocesses 2 --dist loadfile); fi
     check 'ruff check' ruff check .
     check 'ruff format' ruff format --check .
     check 'mypy' mypy
     check 'import-linter' lint-imports
-    check 'pytest' pytest "$@"
+    check 'pytest' pytest ${workers[@]+"${workers[@]}"} "$@"
     printf '%s\n' "${rows[@]}"
     exit "$failed"
 }

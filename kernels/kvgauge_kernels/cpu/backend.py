@@ -31,9 +31,10 @@ class CpuBackend:
     """The project's own decode kernels, by the instructions that this CPU has.
 
     fp32, fp16, bf16 and fp8 caches are computed in fp32. Against caches of integers the query
-    and the attention weights are quantized too: to 16 bits in `cpu` (about 4e-5 of error), to 8 bits in
-    `cpu-q8` (about 1e-2), which is faster. Those errors are for queries of like-sized numbers: one
-    step serves a whole head, so a number that stands out costs the others their precision. Where
+    and the attention weights are quantized too: to 16 bits in `cpu` (an error of about 5e-5), to 8 bits in
+    `cpu-q8` (about 1e-2), which is faster. Those errors are for like-sized numbers: one step serves a
+    whole head, so a number that stands out, in the query or in a channel of K, costs the others their
+    precision (up to 1e-3 and 2e-1: results/cpu_error.md). Where
     there are no integer kernels `cpu` computes in fp32: with AVX2 those are for int8, and for int4
     and int2 rows and groups of whole 16 bytes, but not for K per channel.
     Memory past a sequence's length, and pages that no sequence uses, may hold anything.
