@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kvgauge.errors import ExitCode
+from kvgauge.errors import ExitCode, UserError
 
 
 def audit_kernels(
@@ -50,9 +50,15 @@ def tune_kernels(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Time audited configurations of the triton kernels on this GPU and keep the best ones."""
+    import torch
+
     from kvgauge import display, run_command, tune
     from kvgauge.devices.select import select_device
 
+    if not torch.cuda.is_available():
+        raise UserError(
+            "tune-kernels: it times the triton kernels on a CUDA GPU, and torch sees none here"
+        )
     device = select_device("cuda", gpu)
     with run_command.held(device):
         report = tune.tune(

@@ -24,13 +24,19 @@ def run(
     context: typer.Context,
     profile: Annotated[str, typer.Option(help="smoke, standard or nightly.")] = "smoke",
     suite: Annotated[list[str] | None, typer.Option(help="footprint, decode, model.")] = None,
-    model: Annotated[list[str] | None, typer.Option(help="As for plan.")] = None,
-    backend: Annotated[list[str] | None, typer.Option(help="As in `--list`.")] = None,
-    kv_format: Annotated[list[str] | None, typer.Option(help="As for plan.")] = None,
-    think: Annotated[
-        list[int] | None, typer.Option(help="Depths instead of the profile's.")
+    model: Annotated[
+        list[str] | None, typer.Option(help="As for plan; repeat for several.")
     ] = None,
-    batch: Annotated[list[int] | None, typer.Option(help="Batches.")] = None,
+    backend: Annotated[list[str] | None, typer.Option(help="As in `--list`; repeat.")] = None,
+    kv_format: Annotated[
+        list[str] | None,
+        typer.Option(help="fp16, bf16, int8, int4, kivi4 ...; repeat for several."),
+    ] = None,
+    think: Annotated[
+        list[int] | None,
+        typer.Option(help="Tokens in the cache instead of the profile's depths; repeat."),
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Batches; repeat for several.")] = None,
     cache_state: Annotated[
         list[str] | None, typer.Option(help="cold or hot: the caches before a decode step.")
     ] = None,

@@ -19,7 +19,10 @@ def selftest(
     seed: Annotated[int, typer.Option(help="Of all random data.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """Is every kernel right here, and how fast; a few minutes, and a file to send back."""
+    """Is every kernel right here, and how fast; a few minutes, and a file to send back.
+
+    On a GPU four shapes at depths to 65,536 and batch 1 and 16; on a CPU two, to 4,096, batch 1 and 2.
+    """
     import sys
 
     from kvgauge import display, display_selftest, run_command
@@ -46,6 +49,7 @@ def selftest(
                 "left_out": outcome.left_out,
                 "checks": [check.to_json() for check in outcome.checks],
                 "shares": [{"point": point, **row} for point, row in outcome.shares()],
+                "disturbed": sorted(outcome.disturbed()),
             }
         )  # fmt: skip
     else:

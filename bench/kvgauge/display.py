@@ -185,6 +185,12 @@ def print_run(run: Run, path: Path) -> None:
         text += f"; {disturbed} with a time that was disturbed"
     cells = "1 cell" if counts.total() == 1 else f"{counts.total()} cells"
     note(f"{run.manifest.status}: {cells} ({text}) in {path}")
+    if counts.total() and set(counts) == {"unsupported"}:
+        note(
+            "nothing was measured: no cell can run here; `kvgauge doctor` says what can, and why not"
+        )
+    elif counts["ok"]:
+        note(f"its figures: `kvgauge summary {path}`, `kvgauge report {path} --html report.html`")
 
 
 def print_rerun(result: Rerun) -> None:

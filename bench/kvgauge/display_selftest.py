@@ -22,6 +22,7 @@ def print_outcome(outcome: Outcome) -> None:
         errors = [check.error for check in own if check.error is not None]
         table.add_row(name, *map(str, counts), f"{max(errors):.1e}" if errors else "-")
     out.print(table)
+    out.print("unsupported: a format or layout that the backend does not read, and says so")
     for name, reason in outcome.left_out.items():
         out.print(f"left out: {name}: {escape(reason)}", soft_wrap=True, highlight=False)
     for check in outcome.wrong:
@@ -32,9 +33,22 @@ def print_outcome(outcome: Outcome) -> None:
         )  # fmt: skip
     rows = outcome.shares()
     timed = list(dict.fromkeys(name for _, row in rows for name in row))
+    disturbed = outcome.disturbed()
     shares = Table("share of the read bandwidth measured beside it", *timed, box=None)
     for point, row in rows:
-        values = (row.get(name) for name in timed)
-        shares.add_row(escape(point), *("-" if v is None else f"{v:.2f}" for v in values))
+        cells = []
+        for name in timed:
+            value, mark = row.get(name), "~" if (point, name) in disturbed else ""
+            cells.append("-" if value is None else f"{mark}{value:.2f}")
+        shares.add_row(escape(point), *cells)
     out.print(shares)
-    out.print(f"the run: {outcome.run.manifest.status}", highlight=False)
+    if disturbed:
+        text = (
+            f"~ {len(disturbed)} of {len(outcome.timed())} times were disturbed (other work on this"
+        )
+        out.print(f"{text} machine, drift): indications, which no report compares", soft_wrap=True)
+    status = outcome.run.manifest.status
+    short = (
+        "" if status == "complete" else ": --budget-s was not enough for all cells, or they failed"
+    )
+    out.print(f"the run: {status}{short}", highlight=False)

@@ -80,7 +80,7 @@ def audit_kernels(
     chosen_targets, cases = _targets(targets), _cases(kernels)
     path = limit_file.PATH if limits is None else limits
     if limits is not None and not limits.exists() and not update:
-        raise UserError(f"--limits {short(str(limits))}: no such file; --update makes one")
+        raise UserError(f"--limits {limits}: no such file; --update makes one")
     try:
         known = limit_file.load(path)
     except (OSError, ValueError) as error:

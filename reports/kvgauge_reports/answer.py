@@ -179,6 +179,6 @@ def _floor(head: Headline, names: Names) -> Sentence:
     text = (
         f"The fastest backend for {names.cache(top.record)} {say.at_depth(top.record)}, "
         f"{say.backend(top.record)}, takes {times(top.floor_ratio)} the floor, the least time that "
-        "the probed bandwidth allows"
+        "probed bandwidth and arithmetic allow"
     )
     return Sentence(topic, text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import pytest
 import torch
 
 from kvgauge import cli
+from kvgauge.display_selftest import print_outcome
 from kvgauge.jobs import Options
+from kvgauge.schema import Trust
 from kvgauge.selftest import command
 from kvgauge.selftest.checks import run_checks
 from kvgauge_kernels import BACKENDS, KVView
 from kvgauge_kernels.eager import Eager
 from kvgauge_kernels.stored import STORED_FORMATS
+from records_for_tests import cell, record, run_of
 
 CPU = torch.device("cpu")
 
@@ -83,8 +87,6 @@ def test_a_backend_that_errs_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path,
     small: tuple[str, ...], error: float | None, code: int, word: str,
 ) -> None:  # fmt: skip
-    from dataclasses import replace
-
     options = replace(command.options_for("cpu", 1.0, 0), backends=("sdpa-flash",))
     monkeypatch.setattr(command, "options_for", lambda *_: options)
     monkeypatch.setitem(BACKENDS, "eager", Off(error))
@@ -108,6 +110,20 @@ def test_every_format_and_layout_has_a_backend_that_is_right() -> None:
     if BACKENDS["cpu"].available(CPU) is None:
         assert len(right) == 8 * 4 + 2 * 2  # K per channel not in pages of 16
     assert all(c.reason for c in checks if c.state == "unsupported")
+
+
+def test_a_disturbed_share_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    quiet = record(cell(backend="eager"))
+    noisy = replace(record(cell(backend="sdpa-flash")), trust=Trust(False, ("cpu_shared",)))
+    outcome = command.Outcome((), run_of(quiet, noisy), {})
+    assert outcome.disturbed() == {("tiny fp16 depth 1024 batch 1", "sdpa-flash")}
+    print_outcome(outcome)
+    said = capsys.readouterr().out
+    (row,) = [line for line in said.splitlines() if "depth 1024" in line]
+    assert row.split()[-2:] == ["0.50", "~0.50"]
+    assert "1 of 2 times were disturbed" in said
+    print_outcome(replace(outcome, run=run_of(quiet)))
+    assert "disturbed" not in capsys.readouterr().out
 
 
 def test_the_points_on_a_gpu_are_four_shapes_three_depths_two_batches() -> None:

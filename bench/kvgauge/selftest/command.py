@@ -46,14 +46,25 @@ class Outcome:
     def shares(self) -> list[tuple[str, dict[str, float | None]]]:
         """A row a point: its name, and each backend's share of the read bandwidth measured beside it.
 
-        None where a time was not measured or does not count.
+        None where a time was not measured or is invalid; see also `disturbed`.
         """
         rows: dict[str, dict[str, float | None]] = {}
-        for record in self.run.records:
-            if record.backend is not None and record.status != "unsupported":
-                share = record.ratio.bandwidth if record.ratio and record.status == "ok" else None
-                rows.setdefault(_point(record), {})[record.backend.name] = share
+        for record in self.timed():
+            share = record.ratio.bandwidth if record.ratio and record.status == "ok" else None
+            rows.setdefault(_point(record), {})[_backend(record)] = share
         return list(rows.items())
+
+    def disturbed(self) -> set[tuple[str, str]]:
+        """Points and backends whose time was disturbed: their shares are indications and do not count."""
+        return {(_point(r), _backend(r)) for r in self.timed() if r.trust.flags}
+
+    def timed(self) -> list[Record]:
+        """The last record of each cell that a backend here can measure."""
+        return [r for r in self.run.latest() if r.backend is not None and r.status != "unsupported"]
+
+
+def _backend(record: Record) -> str:
+    return record.backend.name if record.backend is not None else ""
 
 
 def options_for(device_kind: str, budget_s: float, seed: int) -> Options:

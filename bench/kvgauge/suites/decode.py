@@ -161,7 +161,7 @@ class Decode:
             steps=steps,
             operations=_operations(plan),
             cache_state=cell.cache_state,
-            integers=cell.kv_format.startswith("int"),
+            integers=cell.kv_format.startswith(("int", "kivi")),
             prove_again=lambda step_s: prove_again(work[-1], steps[-1], after(), step_s),
         )
         return timed_outcome(timed, context, predicted, proven, ref)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +21,9 @@ from kvgauge_kernels.audit.findings import Findings, faults_of
 from kvgauge_kernels.audit.limits import Limit, Limits
 from kvgauge_kernels.audit.targets import TARGETS, Target
 from kvgauge_kernels.triton import configs
+
+# Starting a process that compiles takes seconds: not for fewer kernels than these.
+_WORTH_PROCESSES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +61,24 @@ def audit(
         case.kernel: compiling.kernels(case.kernel) if module is None else module for case in chosen
     }
     stems = {kernel: _sources_hash(holder) for kernel, holder in modules.items()}
+    jobs = [
+        _Job(target, case, f"{stems[case.kernel]} {version} {target.name} {case.key(target)}")
+        for target in (TARGETS.values() if targets is None else targets)
+        for case in chosen
+    ]
+    kept = {job: _kept(job.identity) for job in jobs}
+    missing = [job for job, found in kept.items() if found is None]
+    if module is None and len(missing) >= _WORTH_PROCESSES:
+        compiled = _by_processes(missing)
+    else:
+        compiled = (_compiled(job, modules[job.case.kernel]) for job in missing)
     results = []
-    for target in TARGETS.values() if targets is None else targets:
-        of_target = limits.get(version, {}).get(target.name, {})
-        for case in chosen:
-            key = case.key(target)
-            progress(f"{target.name} {key}")
-            identity = f"{stems[case.kernel]} {version} {target.name} {key}"
-            findings, error = _findings(case, target, modules[case.kernel], identity)
-            results.append(_judged(case, target, key, findings, error, of_target.get(key)))
+    for job, known in kept.items():
+        key = job.case.key(job.target)
+        progress(f"{job.target.name} {key}")
+        findings, error = (known, "") if known is not None else next(compiled)
+        limit = limits.get(version, {}).get(job.target.name, {}).get(key)
+        results.append(_judged(job.case, job.target, key, findings, error, limit))
     return results
 
 
@@ -93,23 +109,49 @@ def _judged(
     return Result(target.name, key, case, findings, tuple(faults), limit is not None)
 
 
-def _findings(
-    case: Case, target: Target, kernels: ModuleType, identity: str
-) -> tuple[Findings | None, str]:
-    kept = _kept_at(identity)
+@dataclass(frozen=True, slots=True)
+class _Job:
+    target: Target
+    case: Case
+    identity: str
+    """What its findings depend on."""
+
+
+def _by_processes(jobs: Sequence[_Job]) -> Iterator[tuple[Findings | None, str]]:
+    """`_compiled` of each, in order, by a process a core."""
+    workers = min(len(os.sched_getaffinity(0)), 8) if hasattr(os, "sched_getaffinity") else 1
+    pool = ProcessPoolExecutor(
+        workers,
+        multiprocessing.get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),  # an interrupt is for this process to answer
+    )
     try:
-        return Findings.from_json(json.loads(kept.read_text())), ""
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass  # nothing kept, or by a version that wrote otherwise
+        yield from pool.map(_compiled, jobs)
+    except BrokenProcessPool as error:
+        raise OSError("a process that compiled was killed") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _compiled(job: _Job, module: ModuleType | None = None) -> tuple[Findings | None, str]:
     try:
-        findings = compiling.compile_case(case, target, kernels)
+        holder = compiling.kernels(job.case.kernel) if module is None else module
+        findings = compiling.compile_case(job.case, job.target, holder)
     except (ImportError, OSError, subprocess.SubprocessError):
         raise  # the tools' fault, or this machine's
     except Exception as error:  # whatever a compiler says of a kernel is the kernel's fault here
         said = " ".join(str(error).split())
         return None, f"does not compile: {type(error).__name__}: {said[:200]}"
-    _keep(kept, json.dumps(findings.to_json()))
+    _keep(_kept_at(job.identity), json.dumps(findings.to_json()))
     return findings, ""
+
+
+def _kept(identity: str) -> Findings | None:
+    try:
+        return Findings.from_json(json.loads(_kept_at(identity).read_text()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None  # nothing kept, or by a version that wrote otherwise
 
 
 def _kept_at(identity: str) -> Path:

@@ -77,7 +77,11 @@ def _figure(page: list[Panel], n: int, of: int, hidden: int) -> Figure:
     labels = list(dict.fromkeys(s.label for s in sorted(every, key=_rank)))
     wide, narrow = style.both_sizes(draw, len(page), labels)
     small = ", mostly smaller than the marker" if _mostly_small(page) else ""
-    best = " Of each quantized format the fastest backend is drawn." if page[0].by_format else ""
+    best = (
+        " Of each quantized format the fastest backend whose time counts is drawn."
+        if page[0].by_format
+        else ""
+    )
     one = any(len({x for s in panel.times for x in s.x}) == 1 for panel in page)
     abreast = " A single depth is drawn with its points side by side." if one else ""
     more = f" {plural(hidden, 'setting')} more in the table." if hidden and n == of else ""
@@ -88,8 +92,8 @@ def _figure(page: list[Panel], n: int, of: int, hidden: int) -> Figure:
         caption=(
             "Milliseconds for the attention of one decode step over the timed layers, against "
             "tokens in the cache; both axes logarithmic, lower is faster. Bars are the 95% "
-            f"interval of the median{small}. Dashed: the floor, the "
-            "formula's bytes over the bandwidth that the probe read beside the samples. Hollow: "
+            f"interval of the median{small}. Dashed: the floor, the least time that the bandwidth "
+            "and the arithmetic that the probe found beside the samples allow. Hollow: "
             f"flagged, not compared.{abreast}{best} What is not drawn is in the table.{more}"
         ),
         alt=" ".join(_sentence(panel) for panel in page),
