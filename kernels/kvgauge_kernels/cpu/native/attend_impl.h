@@ -84,7 +84,7 @@ struct Plain {
       for (int h = 0; h < H; ++h) multiply(weights + h * kBlock, scales.v[0], tokens);
     // So many tokens at a time that the columns of a row that are not in registers yet are still near. The next
     // K is asked for bit by bit meanwhile: more at once than a core can wait for would hold it up.
-    constexpr int kNear = VDim == 0 || bytes(VDim) > 512 ? 8 : 64;
+    constexpr int kNear = VDim == 0 || bytes(VDim) > 512 ? 8 : 16;
     const char* const* ahead = prefetch ? k_ahead.k : nullptr;
     for (int from = 0; from < tokens; from += kNear) {
       const int to = tokens - from < kNear ? tokens : from + kNear;
@@ -173,7 +173,13 @@ struct Plain {
 #pragma GCC unroll 16
       for (int j = 0; j < C; ++j)
         row[j] = element(p, block.v[t], (c + j) * Isa::kLanes, scales.v, scales.v_zero, t);
-      if (ahead) prefetch_row(ahead[t] + bytes(c * Isa::kLanes), bytes(C * Isa::kLanes));
+      if (ahead && VDim == 0) prefetch_row(ahead[t] + bytes(c * Isa::kLanes), bytes(C * Isa::kLanes));
+      if constexpr (VDim != 0) {
+        // Row after row also where the columns take several passes: memory likes to be read in order.
+        constexpr int kPasses = VDim / (C * Isa::kLanes), kPart = bytes(C * Isa::kLanes);
+        const int part = c / C * (to - from) + t - from;
+        if (ahead) prefetch_row(ahead[from + part / kPasses] + part % kPasses * kPart, kPart);
+      }
 #pragma GCC unroll 4
       for (int h = 0; h < H; ++h) {
         const V w = Isa::set(weights[h * kBlock + t]);
