@@ -50,15 +50,13 @@ def tune_kernels(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Time audited configurations of the triton kernels on this GPU and keep the best ones."""
-    import torch
-
     from kvgauge import display, run_command, tune
+    from kvgauge.devices import cuda_calls
+    from kvgauge.devices.nvml import gpu_count
     from kvgauge.devices.select import select_device
 
-    if not torch.cuda.is_available():
-        raise UserError(
-            "tune-kernels: it times the triton kernels on a CUDA GPU, and torch sees none here"
-        )
+    if not cuda_calls.is_available() and not gpu_count():
+        raise UserError("tune-kernels times the triton kernels on a CUDA GPU: there is none here")
     device = select_device("cuda", gpu)
     with run_command.held(device):
         report = tune.tune(

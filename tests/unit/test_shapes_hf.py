@@ -197,7 +197,7 @@ def test_layout_field_that_is_not_understood(tmp_path: Path, field: str, value: 
         shape_of(tmp_path, **{field: value})
     assert caught.value.field in (field, "sliding_window")
     assert "\n" not in str(caught.value)
-    assert "/config" in str(caught.value)  # a long path is cut
+    assert "config.json" in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [None, False, 0, [], {}])
@@ -263,13 +263,14 @@ def test_bad_field_is_one_line_that_names_file_and_field(
         (b" " * (MAX_CONFIG_BYTES + 1), "at most"),
     ],
 )
-def test_bad_file(tmp_path: Path, data: bytes, says: str) -> None:
-    path = tmp_path / "config.json"
+def test_bad_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, says: str) -> None:
+    monkeypatch.chdir(tmp_path)  # a long path is cut in the message
+    path = Path("config.json")
     path.write_bytes(data)
     with pytest.raises(UserError, match=says) as caught:
         read_config(path)
     assert "\n" not in str(caught.value)
-    assert "/config" in str(caught.value)  # a long path is cut
+    assert "config.json" in str(caught.value)
 
 
 def test_infinity_in_a_field_nobody_asks_for(tmp_path: Path) -> None:
