@@ -31,6 +31,25 @@ inline float score_scale(int k_dim) { return 1.4426950408889634f / std::sqrt(sta
 template <class Arithmetic>
 constexpr bool kQueryAsGiven = false;
 
+// Scores of H query heads for tokens [from, to), as many at a time as there are accumulators: `add(t, acc)` adds a
+// vector of products of head h and the token t + i to acc[h * T + i]. V is asked for meanwhile, once for all heads.
+template <class Isa, int H, class Add>
+KVGAUGE_INLINE void score_tokens(bool first, const Block& v_ahead, int v_bytes, int from, int to, float* out, Add add) {
+  constexpr int T = Isa::kAccumulators / H;
+  for (int t = from; t < to; t += T) {
+    typename Isa::V acc[H * T];
+#pragma GCC unroll 16
+    for (int i = 0; i < H * T; ++i) acc[i] = Isa::zero();
+    add(t, acc);
+    if (first)
+      for (int i = 0; i < T; ++i) prefetch_row(v_ahead.v[t + i], v_bytes);
+    alignas(64) float sum[H * T];
+    Isa::sums(acc, sum);
+#pragma GCC unroll 4
+    for (int h = 0; h < H; ++h) std::memcpy(out + h * kBlock + t, sum + h * T, T * sizeof(float));
+  }
+}
+
 // Plain arithmetic in fp32, for every format; codes are converted like other numbers. Of int8 the scales are
 // applied to the scores and the weights, of grouped formats to the elements. Head dims that are known when this
 // is compiled (0: not) are faster. ByChannel: K's scales are per channel.
@@ -106,17 +125,14 @@ struct Plain {
   KVGAUGE_INLINE void scores_of(const Problem& p, int first, const Block& block, const Block& v_ahead,
                                 const Scales<Isa>& scales, int from, int to, float* out) const {
     constexpr int T = Isa::kAccumulators / H;
-    const int dims = k_dim(p), v_bytes = bytes(v_dim(p));
-    for (int t = from; t < to; t += T) {
-      V acc[H * T];
-#pragma GCC unroll 16
-      for (int i = 0; i < H * T; ++i) acc[i] = Isa::zero();
+    const int dims = k_dim(p);
+    score_tokens<Isa, H>(first == 0, v_ahead, bytes(v_dim(p)), from, to, out, [&](int t, V(&acc)[H * T])
+                             __attribute__((always_inline)) {
 #pragma GCC unroll 2
       for (int d = 0; d < dims; d += Isa::kLanes) {
         V row[T];
 #pragma GCC unroll 16
-        for (int i = 0; i < T; ++i)
-          row[i] = k_element(p, block.k[t + i], d, scales, t + i);
+        for (int i = 0; i < T; ++i) row[i] = k_element(p, block.k[t + i], d, scales, t + i);
 #pragma GCC unroll 4
         for (int h = 0; h < H; ++h) {
           const V x = Isa::load(q + (first + h) * dims + d);
@@ -124,13 +140,7 @@ struct Plain {
           for (int i = 0; i < T; ++i) acc[h * T + i] = Isa::fma(x, row[i], acc[h * T + i]);
         }
       }
-      if (first == 0)
-        for (int i = 0; i < T; ++i) prefetch_row(v_ahead.v[t + i], v_bytes);
-      alignas(64) float sum[H * T];
-      Isa::sums(acc, sum);
-#pragma GCC unroll 4
-      for (int h = 0; h < H; ++h) std::memcpy(out + h * kBlock + t, sum + h * T, T * sizeof(float));
-    }
+    });
     if constexpr (F == Format::int8)
       for (int h = 0; h < H; ++h) multiply(out + h * kBlock, scales.k[0], to);
   }
@@ -176,9 +186,9 @@ struct Plain {
       if (ahead && VDim == 0) prefetch_row(ahead[t] + bytes(c * Isa::kLanes), bytes(C * Isa::kLanes));
       if constexpr (VDim != 0) {
         // Row after row also where the columns take several passes: memory likes to be read in order.
-        constexpr int kPasses = VDim / (C * Isa::kLanes), kPart = bytes(C * Isa::kLanes);
-        const int part = c / C * (to - from) + t - from;
-        if (ahead) prefetch_row(ahead[from + part / kPasses] + part % kPasses * kPart, kPart);
+        constexpr int kPasses = VDim / (C * Isa::kLanes);
+        const int taken = c / C * (to - from) + t - from;
+        if (ahead && taken % kPasses == 0) prefetch_row(ahead[from + taken / kPasses], bytes(VDim));
       }
 #pragma GCC unroll 4
       for (int h = 0; h < H; ++h) {

@@ -30,11 +30,9 @@ struct Bf16Pairs : Plain<Avx512, Format::bf16, KDim, VDim> {
   void scores(const Problem& p, int first, const Block& block, const Block& v_ahead, const Scales<Avx512>&, int tokens,
               float* out) const {
     constexpr int T = Avx512::kAccumulators / H;
-    const int dims = k_dim(p), v_bytes = 2 * v_dim(p);
-    for (int t = 0; t < tokens; t += T) {
-      __m512 acc[H * T];
-#pragma GCC unroll 16
-      for (int i = 0; i < H * T; ++i) acc[i] = Avx512::zero();
+    const int dims = k_dim(p);
+    score_tokens<Avx512, H>(first == 0, v_ahead, 2 * v_dim(p), 0, tokens, out, [&](int t, __m512(&acc)[H * T])
+                                __attribute__((always_inline)) {
 #pragma GCC unroll 4
       for (int d = 0; d < dims; d += 32) {
         __m512bh row[T];
@@ -47,13 +45,7 @@ struct Bf16Pairs : Plain<Avx512, Format::bf16, KDim, VDim> {
           for (int i = 0; i < T; ++i) acc[h * T + i] = _mm512_dpbf16_ps(acc[h * T + i], x, row[i]);
         }
       }
-      if (first == 0)
-        for (int i = 0; i < T; ++i) prefetch_row(v_ahead.v[t + i], v_bytes);
-      alignas(64) float sum[H * T];
-      Avx512::sums(acc, sum);
-#pragma GCC unroll 4
-      for (int h = 0; h < H; ++h) std::memcpy(out + h * kBlock + t, sum + h * T, T * sizeof(float));
-    }
+    });
     const __m512 by = Avx512::set(score_scale(dims));
     for (int h = 0; h < H; ++h)
       for (int t = 0; t < tokens; t += 16)
