@@ -43,12 +43,10 @@ def print_outcome(outcome: Outcome) -> None:
         shares.add_row(escape(point), *cells)
     out.print(shares)
     if disturbed:
-        text = (
-            f"~ {len(disturbed)} of {len(outcome.timed())} times were disturbed (other work on this"
+        count = f"~ {len(disturbed)} of {len(outcome.timed())} times were disturbed"
+        out.print(
+            f"{count} (other work on this machine, drift): not to be compared", soft_wrap=True
         )
-        out.print(f"{text} machine, drift): indications, which no report compares", soft_wrap=True)
     status = outcome.run.manifest.status
-    short = (
-        "" if status == "complete" else ": --budget-s was not enough for all cells, or they failed"
-    )
+    short = "" if status == "complete" else ": cells failed, or --budget-s was too short for all"
     out.print(f"the run: {status}{short}", highlight=False)

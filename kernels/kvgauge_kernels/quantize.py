@@ -76,8 +76,8 @@ def quantize_int8(rows: torch.Tensor) -> Rows:
 
     The scale is rounded to fp16 first and the elements divided by the rounded one, so that
     `stored * scale` is off by at most half a step. In rows whose largest element is below 0.0078 the
-    scale is a denormal of fp16 with fewer bits, and the largest elements are off by more: by a
-    hundredth of them at 1e-4.
+    scale is a denormal of fp16 with fewer bits, and the largest elements may be off by more: by two
+    steps at 1e-4.
     """
     values = rows.float()
     scale = _usable((values.abs().amax(dim=-1) / INT8_MAX).to(torch.float16))

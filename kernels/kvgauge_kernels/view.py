@@ -121,7 +121,8 @@ class KVView:
             )
 
     def _check_lengths(self) -> None:
-        whole = [n for n in (self.window, self.sink_tokens, *(self.lengths or ())) if n is not None]
+        whole: list[object] = [] if self.lengths is None else list(self.lengths)
+        whole += [self.sink_tokens] if self.window is None else [self.window, self.sink_tokens]
         if not all(isinstance(n, int) and n < 2**63 for n in whole):
             raise ValueError(f"lengths, a window and sinks are whole numbers below 2^63: {whole}")
         if self.lengths is not None:

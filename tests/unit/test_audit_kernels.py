@@ -7,8 +7,10 @@ import itertools
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +21,7 @@ import torch
 
 from kernels_for_tests import make_view
 from kvgauge import cli
-from kvgauge_kernels.audit import compiling, limits
+from kvgauge_kernels.audit import compiling, limits, run
 from kvgauge_kernels.audit.cases import Case, default_cases
 from kvgauge_kernels.audit.elf import code_hash
 from kvgauge_kernels.audit.run import triton_version
@@ -131,6 +133,35 @@ def test_a_register_blow_up_is_named(
     said = capsys.readouterr().out
     assert "split_decode/fp16/128x128/contiguous" in said
     assert "spills: " in said or "does not compile" in said
+
+
+@needs_triton
+def test_processes_find_what_one_finds(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    cases = [case for case in default_cases() if case.kernel in ("merge_splits", "copy_rows")]
+    alone = run.audit({}, cases, [TARGETS["sm_90"]])
+    shutil.rmtree(cache)
+    monkeypatch.setattr(run, "_WORTH_PROCESSES", 1)
+    assert len(cases) > 1
+    assert run.audit({}, cases, [TARGETS["sm_90"]]) == alone
+    assert len(list(cache.iterdir())) == len(cases)  # by the processes
+    monkeypatch.setattr(run, "_by_processes", None)
+    assert run.audit({}, cases, [TARGETS["sm_90"]]) == alone  # of what was kept
+
+
+@needs_triton
+def test_a_compiling_process_that_is_killed_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Killed(ProcessPoolExecutor):
+        def map(self, *_: Any, **__: Any) -> Any:
+            return super().map(os._exit, [9])
+
+    monkeypatch.setattr(run, "_WORTH_PROCESSES", 1)
+    monkeypatch.setattr(run, "ProcessPoolExecutor", Killed)
+    assert start(monkeypatch, *ONE) == 2
+    said = capsys.readouterr().err
+    assert "a process that compiled was killed" in said
+    assert "Traceback" not in said
 
 
 @needs_triton

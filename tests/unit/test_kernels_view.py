@@ -81,11 +81,32 @@ def test_what_lies_on_another_device_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"lengths": (2.5, 3)}, {"lengths": ("a", 1)}, {"window": 2.5}, {"window": 2**70}]
+    "change",
+    [
+        {"lengths": (2.5, 3)},
+        {"lengths": ("a", 1)},
+        {"lengths": (None, 1)},
+        {"lengths": torch.tensor([3, 4])},
+        {"window": 2.5},
+        {"window": 2**70},
+        {"window": 3, "sink_tokens": 1.5},
+    ],
 )
 def test_counts_are_whole_numbers(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="whole numbers"):
         replace(make_view("fp32"), **change)
+
+
+@pytest.mark.parametrize(("largest", "steps"), [(1.0, 0.5), (0.0079, 0.5), (1e-4, 2.1)])
+def test_small_rows_of_int8_have_coarse_scales(largest: float, steps: float) -> None:
+    """Below 0.0078 the scale is a denormal of fp16: the largest elements are off by more than half a step."""
+    x = torch.linspace(-largest, largest, 128)[None]
+    rows = quantize(x, "int8")
+    assert rows.scale is not None
+    step = rows.scale.float()
+    off = ((rows.codes * step[:, None] - x).abs().max() / step).item()
+    assert off <= steps * 1.01
+    assert (off > 0.5) == (largest < 0.0078)
 
 
 def test_rows_that_do_not_fill_bytes_are_refused() -> None:
