@@ -204,32 +204,46 @@ struct Plain {
   }
 };
 
-// The running maximum and sum of one query head, over one block more: scores become weights, and the rows
-// added up so far are made relative to the new maximum.
-template <class Isa>
-KVGAUGE_INLINE void weigh(float* scores, int tokens, int padded, float& largest, float& sum, float* rows, int dims) {
+// The running maximum and sum of H query heads, over one block more: scores become weights, and the rows added up so
+// far are made relative to the new maximum. All heads at a time: one after another each would wait for its own.
+template <class Isa, int H>
+KVGAUGE_INLINE void weigh(float* scores, int tokens, int padded, float* largest, float* sum, float* rows, int stride) {
   using V = typename Isa::V;
-  for (int t = tokens; t < padded; ++t) scores[t] = -kInfinity;
-  V top = Isa::set(largest);
-  for (int t = 0; t < padded; t += Isa::kLanes) top = Isa::max(top, Isa::load(scores + t));
-  const float now = Isa::max_of(top);
-  // Nothing but -inf so far: every weight is 0, and not exp2(-inf + inf).
-  const float base = now == -kInfinity ? 0.0f : now;
-  if (now != largest) {
-    const float factor = largest == -kInfinity ? 0.0f : std::exp2(largest - base);
-    const V by = Isa::set(factor);
-    for (int d = 0; d < dims; d += Isa::kLanes) Isa::store(rows + d, Isa::mul(by, Isa::load(rows + d)));
-    sum *= factor;
-    largest = now;
+  V top[H], shift[H], total[H];
+#pragma GCC unroll 4
+  for (int h = 0; h < H; ++h) {
+    for (int t = tokens; t < padded; ++t) scores[h * kBlock + t] = -kInfinity;
+    top[h] = Isa::set(largest[h]);
   }
-  const V shift = Isa::set(base);
-  V total = Isa::zero();
-  for (int t = 0; t < padded; t += Isa::kLanes) {
-    const V weight = Isa::exp2(Isa::sub(Isa::load(scores + t), shift));
-    Isa::store(scores + t, weight);
-    total = Isa::add(total, weight);
+  for (int t = 0; t < padded; t += Isa::kLanes)
+#pragma GCC unroll 4
+    for (int h = 0; h < H; ++h) top[h] = Isa::max(top[h], Isa::load(scores + h * kBlock + t));
+#pragma GCC unroll 4
+  for (int h = 0; h < H; ++h) {
+    const float now = Isa::max_of(top[h]);
+    // Nothing but -inf so far: every weight is 0, and not exp2(-inf + inf).
+    const float base = now == -kInfinity ? 0.0f : now;
+    if (now != largest[h]) {
+      const float factor = largest[h] == -kInfinity ? 0.0f : std::exp2(largest[h] - base);
+      const V by = Isa::set(factor);
+      float* row = rows + h * stride;
+      for (int d = 0; d < stride; d += Isa::kLanes) Isa::store(row + d, Isa::mul(by, Isa::load(row + d)));
+      sum[h] *= factor;
+      largest[h] = now;
+    }
+    shift[h] = Isa::set(base);
+    total[h] = Isa::zero();
   }
-  sum += Isa::sum_of(total);
+  for (int t = 0; t < padded; t += Isa::kLanes)
+#pragma GCC unroll 4
+    for (int h = 0; h < H; ++h) {
+      float* at = scores + h * kBlock + t;
+      const V weight = Isa::exp2(Isa::sub(Isa::load(at), shift[h]));
+      Isa::store(at, weight);
+      total[h] = Isa::add(total[h], weight);
+    }
+#pragma GCC unroll 4
+  for (int h = 0; h < H; ++h) sum[h] += Isa::sum_of(total[h]);
 }
 
 template <class Isa>
@@ -329,14 +343,10 @@ void attend(const Problem& p, const Task& task, Parts parts, int64_t apart) {
       for_tiles(p.group, [&](auto heads, int g) {
         arithmetic[i].template scores<heads()>(p, g, block, v_ahead, scales, padded, scores + g * kBlock);
       });
-      for (int g = 0; g < p.group; ++g)
-        weigh<Isa>(scores + g * kBlock, block.tokens, padded, part.largest[g], part.sum[g], part.rows() + g * stride,
-                   stride);
-      for (int g = p.group; g < heads_in_tiles; ++g)
-        std::memset(scores + g * kBlock, 0, sizeof(float) * kBlock);
       for_tiles(p.group, [&](auto heads, int g) {
-        arithmetic[i].template add_rows<heads()>(p, scores + g * kBlock, block, scales, k_ahead, g == 0, padded,
-                                                      part.rows() + g * stride, stride);
+        float *of_tile = scores + g * kBlock, *rows = part.rows() + g * stride;
+        weigh<Isa, heads()>(of_tile, block.tokens, padded, part.largest + g, part.sum + g, rows, stride);
+        arithmetic[i].template add_rows<heads()>(p, of_tile, block, scales, k_ahead, g == 0, padded, rows, stride);
       });
     }
   for (int64_t i = 0; i < task.heads; ++i)

@@ -22,7 +22,6 @@ struct Packed {
 
   void take_query(const Problem& p, const float* scaled) {
     keys.take_query(p, scaled);
-    values.take_lanes(p);
   }
 
   template <int H>

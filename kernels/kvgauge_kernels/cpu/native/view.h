@@ -88,10 +88,10 @@ static inline int k_row_bytes(const Problem& p) { return p.k_dim * bits_of(p.for
 static inline int v_row_bytes(const Problem& p) { return p.v_dim * bits_of(p.format) / 8; }
 
 // Floats that a query head's sum over V takes while it is computed: of grouped formats in an order of the
-// kernel's own, in which short rows take up whole vectors, and a vector for what the zeros of a group add.
+// kernel's own, in whole pieces of 16 bytes, and two vectors for what the zeros of a group add.
 static inline int row_floats(const Problem& p) {
   if (!is_grouped(p.format)) return padded_dim(p.v_dim);
-  return (v_row_bytes(p) + 63) / 64 * 64 * (8 / bits_of(p.format)) + 16 * p.v_groups;
+  return (v_row_bytes(p) + 15) / 16 * 16 * (8 / bits_of(p.format)) + 32 * p.v_groups;
 }
 
 static inline const char* row_at(const Rows& rows, int64_t head, const Run& run) {

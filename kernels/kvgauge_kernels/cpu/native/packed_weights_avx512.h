@@ -1,0 +1,93 @@
+// The weights of a block of tokens as whole numbers, for V of int4 and int2. Only for packed_values_avx512.h.
+#pragma once
+
+#include "avx512.h"
+
+namespace kvgauge {
+namespace {
+
+// Of a row of sums that ends at `end`: what is to be added to all elements of a group; those that stand last in their
+// bytes have a place of their own.
+KVGAUGE_INLINE float* rest_at(const Problem& p, float* end, int g, bool last_field) {
+  return end + (2 * (g - p.v_groups) + last_field) * 16;
+}
+
+// Weights times a group's scales in Bytes unsigned bytes, of H heads.
+template <int H, int Bytes>
+struct PackedWeights {
+  static constexpr float kLevels = Bytes == 2 ? 65535.0f : 255.0f;
+
+  // Of a head and group: a byte of each token. Fours of tokens in the order in which packing leaves them.
+  alignas(64) uint8_t bytes[Bytes][H][kMaxGroups][kBlock];
+  float step[H][kMaxGroups];
+
+  // From the largest weight of a head and the largest scale of a group; false where that cannot be.
+  KVGAUGE_INLINE bool take_steps(const Problem& p, const float* weights, const Scales<Avx512>& scales, int tokens) {
+    float largest[H];
+    __mmask16 sound = 0xffff;
+#pragma GCC unroll 4
+    for (int h = 0; h < H; ++h) {
+      __m512 most = _mm512_setzero_ps();
+      for (int t = 0; t < tokens; t += 16) most = _mm512_max_ps(most, _mm512_load_ps(weights + h * kBlock + t));
+      largest[h] = _mm512_reduce_max_ps(most);
+    }
+    for (int g = 0; g < p.v_groups; ++g) {
+      __m512 most = _mm512_setzero_ps();
+      for (int t = 0; t < tokens; t += 16) {
+        const __m512 x = _mm512_load_ps(scales.v[g] + t);
+        sound &= _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GE_OQ);
+        most = _mm512_max_ps(most, x);
+      }
+      const float largest_scale = _mm512_reduce_max_ps(most);
+      if (!(largest_scale < kInfinity)) sound = 0;
+#pragma GCC unroll 4
+      for (int h = 0; h < H; ++h) step[h][g] = largest[h] * largest_scale * (1.0f / kLevels);
+    }
+    return sound == 0xffff;
+  }
+
+  // A head's weights times a group's scales, in steps. What zeros and rounding make of the group's elements goes to
+  // its place before `end` of a row.
+  KVGAUGE_INLINE void round(const Problem& p, int h, int g, const float* weights, const Scales<Avx512>& scales,
+                            int tokens, float middle, float* end) {
+    // Weights so small that their inverse has no float add nothing.
+    const __m512 by = _mm512_set1_ps(step[h][g] > 1e-36f ? 1.0f / step[h][g] : 0.0f);
+    __m512 zeros = _mm512_setzero_ps(), sum = _mm512_setzero_ps();
+    __m512i taken = _mm512_setzero_si512();
+    for (int t = 0; t < tokens; t += 64) {
+      __m512i rounded[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        rounded[i] = _mm512_setzero_si512();
+        if (t + 16 * i >= tokens) continue;
+        const __m512 weight = _mm512_load_ps(weights + t + 16 * i);
+        const __m512 x = _mm512_mul_ps(weight, _mm512_load_ps(scales.v[g] + t + 16 * i));
+        rounded[i] = _mm512_cvtps_epi32(_mm512_mul_ps(x, by));
+        sum = _mm512_add_ps(sum, x);
+        taken = _mm512_add_epi32(taken, rounded[i]);
+        zeros = _mm512_fmadd_ps(weight, _mm512_load_ps(scales.v_zero[g] + t + 16 * i), zeros);
+      }
+      const __m512i a = _mm512_packus_epi32(rounded[0], rounded[1]), b = _mm512_packus_epi32(rounded[2], rounded[3]);
+      if constexpr (Bytes == 2) {
+        const __m512i low = _mm512_set1_epi16(255);
+        const __m512i high = _mm512_packus_epi16(_mm512_srli_epi16(a, 8), _mm512_srli_epi16(b, 8));
+        _mm512_store_si512(bytes[0][h][g] + t, high);
+        _mm512_store_si512(bytes[1][h][g] + t, _mm512_packus_epi16(_mm512_and_si512(a, low), _mm512_and_si512(b, low)));
+      } else {
+        _mm512_store_si512(bytes[0][h][g] + t, _mm512_packus_epi16(a, b));
+      }
+    }
+    const __m512 all = _mm512_fmadd_ps(_mm512_set1_ps(middle), sum, zeros);
+    const __m512 rest = _mm512_fnmadd_ps(_mm512_set1_ps(middle * step[h][g]), _mm512_cvtepi32_ps(taken), all);
+    add_to(rest_at(p, end, g, false), rest);
+    add_to(rest_at(p, end, g, true), all);
+  }
+
+ private:
+  static KVGAUGE_INLINE void add_to(float* at, __m512 x) {
+    _mm512_storeu_ps(at, _mm512_add_ps(_mm512_loadu_ps(at), x));
+  }
+};
+
+}  // namespace
+}  // namespace kvgauge
