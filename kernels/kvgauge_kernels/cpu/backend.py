@@ -23,7 +23,7 @@ from kvgauge_kernels.view import KVView
 
 # The native code's own limits (native/view.h).
 _DIM_STEP, _MAX_DIM, _MAX_GROUPED_DIM = 16, 576, 256
-_AVX2_PIECE_BYTES = 16  # native/packed_avx2.h
+_AVX2_PIECE_BYTES = 16  # native/attend_avx2.cpp
 _INTEGERS = frozenset({"int8", *GROUPED_BITS, *CHANNEL_BITS})
 
 

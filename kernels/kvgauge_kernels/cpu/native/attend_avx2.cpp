@@ -1,27 +1,49 @@
 // The level of CPUs with AVX2, FMA and F16C.
 #if defined(__x86_64__)
-#include "packed_avx2.h"
-#include "words_avx2.h"
+#include "integers.h"
+#include "packed_keys_avx2.h"
+#include "word_keys_avx2.h"
+#include "word_values_avx2.h"
 
 namespace kvgauge {
 namespace {
 
+template <int Dim>
+Kernels int8_kernels() {
+  return {attend<Avx2, Integers<Avx2, WordKeysAvx2<Dim>, WordValuesAvx2<8, Dim>>>, finish<Avx2>};
+}
+
+template <int Bits, int RowBytes, int Bytes>
+Kernels packed_kernels_of() {
+  using Keys = PackedKeysAvx2<Bits, RowBytes, Bytes>;
+  return {attend<Avx2, Integers<Avx2, Keys, WordValuesAvx2<Bits, RowBytes>>>, finish<Avx2>};
+}
+
 template <int Bits>
 Kernels packed_kernels(const Problem& p) {
-  if (p.int_bits == 8) return {attend<Avx2, PackedAvx2<Bits, 1>>, finish<Avx2>};
-  return {attend<Avx2, PackedAvx2<Bits, 2>>, finish<Avx2>};
+  constexpr int kRow = 128 * Bits / 8;
+  const bool usual = p.k_dim == 128 && p.v_dim == 128;
+  if (p.int_bits == 8) return usual ? packed_kernels_of<Bits, kRow, 1>() : packed_kernels_of<Bits, 0, 1>();
+  return usual ? packed_kernels_of<Bits, kRow, 2>() : packed_kernels_of<Bits, 0, 2>();
+}
+
+// Whether rows and groups are whole pieces of 16 bytes.
+bool whole_pieces(const Problem& p) {
+  const auto whole = [](int bytes) { return bytes % 16 == 0; };
+  const bool groups = whole(p.group_elements * bits_of(p.format) / 8) || (p.k_groups == 1 && p.v_groups == 1);
+  return whole(k_row_bytes(p)) && whole(v_row_bytes(p)) && groups;
 }
 
 }  // namespace
 
 Kernels kernels_avx2(const Problem& p) {
   if (p.k_group_tokens) return plain_kernels<Avx2>(p);
-  if (p.format == Format::int4 && PackedAvx2<4, 1>::takes(p)) return packed_kernels<4>(p);
-  if (p.format == Format::int2 && PackedAvx2<2, 1>::takes(p)) return packed_kernels<2>(p);
+  if (p.format == Format::int4 && whole_pieces(p)) return packed_kernels<4>(p);
+  if (p.format == Format::int2 && whole_pieces(p)) return packed_kernels<2>(p);
   if (p.format == Format::int8) {
-    if (p.k_dim == 64 && p.v_dim == 64) return {attend<Avx2, WordsAvx2<64>>, finish<Avx2>};
-    if (p.k_dim == 128 && p.v_dim == 128) return {attend<Avx2, WordsAvx2<128>>, finish<Avx2>};
-    return {attend<Avx2, WordsAvx2<0>>, finish<Avx2>};
+    if (p.k_dim == 64 && p.v_dim == 64) return int8_kernels<64>();
+    if (p.k_dim == 128 && p.v_dim == 128) return int8_kernels<128>();
+    return int8_kernels<0>();
   }
   return plain_kernels<Avx2>(p);
 }

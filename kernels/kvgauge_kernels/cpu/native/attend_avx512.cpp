@@ -2,7 +2,9 @@
 #if defined(__x86_64__)
 #include "bf16_avx512.h"
 #include "bytewise_avx512.h"
-#include "packed_avx512.h"
+#include "integers.h"
+#include "packed_keys_avx512.h"
+#include "packed_values_avx512.h"
 
 namespace kvgauge {
 namespace {
@@ -17,6 +19,10 @@ template <int Dim>
 Kernels bf16_kernels() {
   return {attend<Avx512, Bf16Pairs<Dim, Dim>>, finish<Avx512>};
 }
+
+template <int Bits, int RowBytes, int Bytes, bool ByChannel>
+using Packed =
+    Integers<Avx512, PackedKeys<Bits, RowBytes, Bytes, ByChannel>, PackedValues<Bits, RowBytes, Bytes>>;
 
 template <int Bits, int RowBytes, bool ByChannel = false>
 Kernels packed_kernels_of(const Problem& p) {

@@ -53,6 +53,10 @@ struct Avx2 {
     }
   }
 
+  static KVGAUGE_INLINE __m128i sixteen(const char* from) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  }
+
   static KVGAUGE_INLINE float max_of(V x) {
     __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     y = _mm_max_ps(y, _mm_movehl_ps(y, y));
@@ -95,6 +99,13 @@ struct Avx2 {
                        _mm256_cvtps_ph(_mm256_loadu_ps(row + d), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
 };
+
+// acc += the two products of words in each lane. The barrier keeps gcc from adding in an order of its own, for which it
+// has too few registers.
+KVGAUGE_INLINE void add_words(__m256i& acc, __m256i a, __m256i b) {
+  acc = _mm256_add_epi32(acc, _mm256_madd_epi16(a, b));
+  asm("" : "+x"(acc));
+}
 
 }  // namespace
 }  // namespace kvgauge

@@ -1,4 +1,4 @@
-// A row of codes of Bits bits, as both halves of the arithmetic below take it. Only for packed_avx512.h.
+// A row of codes of Bits bits, as both halves of their arithmetic take it.
 #pragma once
 
 #include "avx512.h"
