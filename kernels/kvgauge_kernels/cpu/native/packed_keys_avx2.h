@@ -48,7 +48,7 @@ struct PackedKeysAvx2 {
   template <int H>
   void scores(const Problem& p, int first, const Block& block, const Block& v_ahead, const Scales<Avx2>& scales,
               int tokens, float* out) const {
-    const int row = k_row(p), v_bytes = v_row_bytes(p);
+    const int row = k_row(p), v_bytes = RowBytes ? RowBytes : v_row_bytes(p);
     const int group_words = p.k_groups == 1 ? row / 4 : p.group_elements / kFields / 4;
     for (int t = 0; t < tokens; t += 8) {
       __m256i words[(kMaxRow + 31) / 32 * 8];

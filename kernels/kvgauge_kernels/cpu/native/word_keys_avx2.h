@@ -34,12 +34,12 @@ struct WordKeysAvx2 {
   void scores(const Problem& p, int first, const Block& block, const Block& v_ahead, const Scales<Avx2>& scales,
               int tokens, float* out) const {
     constexpr int T = 8 / H;
-    const int dims = k_dim(p);
+    const int dims = k_dim(p), v_bytes = Dim ? Dim : p.v_dim;
     for (int t = 0; t < tokens; t += T) {
       __m256i acc[8];
 #pragma GCC unroll 8
       for (int i = 0; i < 8; ++i) acc[i] = _mm256_setzero_si256();
-#pragma GCC unroll 2
+#pragma GCC unroll 8
       for (int d = 0; d < dims; d += 16) {
         __m256i row[T];
 #pragma GCC unroll 8
@@ -52,7 +52,7 @@ struct WordKeysAvx2 {
         }
       }
       if (first == 0)
-        for (int i = 0; i < T; ++i) prefetch_row(v_ahead.v[t + i], p.v_dim);
+        for (int i = 0; i < T; ++i) prefetch_row(v_ahead.v[t + i], v_bytes);
       alignas(32) float sum[8];
       _mm256_store_ps(sum, _mm256_cvtepi32_ps(sums8(acc)));
 #pragma GCC unroll 4

@@ -36,7 +36,8 @@ struct WordValuesAvx2 {
     // As many heads, then units, at a time as there are accumulators.
     constexpr int kHeads = H < 8 / kVectors ? H : 8 / kVectors, U = 8 / (kVectors * kHeads);
     const int units = v_row(p) / kUnit;
-    Ahead ahead(k_ahead.k, is_first ? tokens : 0, k_row_bytes(p), (units + U - 1) / U * (H / kHeads) * tokens / 16);
+    const int k_row = RowBytes ? RowBytes : k_row_bytes(p), calls = (units + U - 1) / U * (H / kHeads) * tokens / 16;
+    Ahead ahead(k_ahead.k, is_first ? tokens : 0, k_row, calls);
     for (int unit = 0; unit < units;) {
       const bool several = units - unit >= U;
 #pragma GCC unroll 2
