@@ -242,7 +242,7 @@ def _interrupted() -> int:
     # end `python -m` by a signal instead of with our code.
     exec("")  # noqa: S102
     return _fail(
-        "interrupted; what was measured is kept, and `run --resume --run-dir DIR` goes on",
+        "interrupted; what a run has measured is kept, and `run --resume --run-dir DIR` goes on",
         ExitCode.INTERRUPTED,
     )
 

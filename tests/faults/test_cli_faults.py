@@ -171,7 +171,7 @@ def test_a_signal_ends_a_run_cleanly(
     _out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert "interrupted; what was measured is kept" in err.splitlines()[-1]
+    assert "interrupted; what a run has measured is kept" in err.splitlines()[-1]
     assert records.read_text().endswith("\n")
     manifest = json.loads((run_dir / "manifest.json").read_text())
     if len(sent) < 3:  # of three, a later one may come before the manifest: it then says `running`

@@ -80,6 +80,8 @@ def load(path: Path = PATH) -> Limits:
         values = json.loads(path.read_text())
         if not isinstance(values, dict) or values.get("schema") != SCHEMA:
             raise ValueError(f'an object with "schema": {SCHEMA} is wanted')
+        if "limits" not in values:
+            raise ValueError('"limits" is missing')
         return {
             version: {
                 target: {key: Limit(**limit) for key, limit in entries.items()}
@@ -87,7 +89,7 @@ def load(path: Path = PATH) -> Limits:
             }
             for version, by_target in values["limits"].items()
         }
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OSError) as error:
+    except (TypeError, AttributeError, ValueError, RecursionError, OSError) as error:
         raise ValueError(f"{path}: no limits of this program: {error}") from error
 
 
