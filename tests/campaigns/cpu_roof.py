@@ -50,7 +50,8 @@ What a step's instructions cost where memory costs nothing: 32 sequences whose 8
 same head of 1,024 tokens, which a core's second-level cache holds; all is per token of 8 heads. `GB/s` is the
 rate at which a case can take bytes in: where that is no more than the read bandwidth, instructions bound it
 and not memory. `products alone` is what its multiply-adds or integer dot products take at the rates that the
-probe finds for them (of bf16 with AVX-512 half are dot products, which it does not know).
+probe finds for them (of bf16 with AVX-512 half are dot products, which it does not know). In tasks of so few
+tokens their beginning and end, where queries are rounded and sums put in order, count too.
 """
 OF_TORCH = ("eager", "sdpa-math", "sdpa-flash", "dequant+sdpa")
 
