@@ -14,7 +14,7 @@ template <int Bits, int RowBytes, int Bytes>
 struct PackedKeysAvx2 {
   static constexpr int kFields = 8 / Bits;  // of a byte
   static constexpr int kMaxRow = RowBytes ? RowBytes : kMaxGroupedDim / kFields;
-  static constexpr int kWords = 4;  // whose products, 127 * (2^Bits - 1) twice at most, fit into 16 bits together
+  static constexpr int kWords = 4;  // whose products, -128 * (2^Bits - 1) twice at most, fit into 16 bits together
   static constexpr float kMiddle = 1 << (Bits - 1);
   static constexpr float kSteps = Bytes == 2 ? 127.0f * 256.0f : 127.0f;
 

@@ -21,27 +21,22 @@ struct PackedWeights {
   alignas(64) uint8_t bytes[Bytes][H][kMaxGroups][kBlock];
   float step[H][kMaxGroups];
 
-  // From the largest weight of a head and the largest scale of a group; false where that cannot be.
+  // From the largest product of a weight and a scale: the largest of each may be of different tokens, far apart. False
+  // where it cannot be.
   KVGAUGE_INLINE bool take_steps(const Problem& p, const float* weights, const Scales<Avx512>& scales, int tokens) {
-    float largest[H];
     __mmask16 sound = 0xffff;
-#pragma GCC unroll 4
-    for (int h = 0; h < H; ++h) {
-      __m512 most = _mm512_setzero_ps();
-      for (int t = 0; t < tokens; t += 16) most = _mm512_max_ps(most, _mm512_load_ps(weights + h * kBlock + t));
-      largest[h] = _mm512_reduce_max_ps(most);
-    }
     for (int g = 0; g < p.v_groups; ++g) {
-      __m512 most = _mm512_setzero_ps();
+      __m512 most[H] = {};
       for (int t = 0; t < tokens; t += 16) {
-        const __m512 x = _mm512_load_ps(scales.v[g] + t);
-        sound &= _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GE_OQ);
-        most = _mm512_max_ps(most, x);
-      }
-      const float largest_scale = _mm512_reduce_max_ps(most);
-      if (!(largest_scale < kInfinity)) sound = 0;
+        const __m512 scale = _mm512_load_ps(scales.v[g] + t);
+        sound &= _mm512_cmp_ps_mask(scale, _mm512_setzero_ps(), _CMP_GE_OQ);
+        sound &= _mm512_cmp_ps_mask(scale, _mm512_set1_ps(kInfinity), _CMP_LT_OQ);
 #pragma GCC unroll 4
-      for (int h = 0; h < H; ++h) step[h][g] = largest[h] * largest_scale * (1.0f / kLevels);
+        for (int h = 0; h < H; ++h)
+          most[h] = _mm512_max_ps(most[h], _mm512_mul_ps(_mm512_load_ps(weights + h * kBlock + t), scale));
+      }
+#pragma GCC unroll 4
+      for (int h = 0; h < H; ++h) step[h][g] = _mm512_reduce_max_ps(most[h]) * (1.0f / kLevels);
     }
     return sound == 0xffff;
   }

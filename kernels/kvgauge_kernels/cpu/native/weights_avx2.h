@@ -14,26 +14,22 @@ struct WeightsAvx2 {
   alignas(32) int16_t words[H][kMaxGroups][kBlock];
   float step[H][kMaxGroups];
 
-  // From the largest weight of a head and the largest scale of a group; false where a scale is no number.
+  // From the largest product of a weight and a scale: the largest of each may be of different tokens, far apart. False
+  // where a scale is no number.
   KVGAUGE_INLINE bool take_steps(int groups, const float* weights, const Scales<Avx2>& scales, int tokens) {
-    float largest[H];
-#pragma GCC unroll 4
-    for (int h = 0; h < H; ++h) {
-      __m256 most = _mm256_setzero_ps();
-      for (int t = 0; t < tokens; t += 8) most = _mm256_max_ps(most, _mm256_load_ps(weights + h * kBlock + t));
-      largest[h] = Avx2::max_of(most);
-    }
     __m256 odd = _mm256_setzero_ps();
     for (int g = 0; g < groups; ++g) {
-      __m256 most = _mm256_setzero_ps();
+      __m256 most[H] = {};
       for (int t = 0; t < tokens; t += 8) {
-        const __m256 x = _mm256_load_ps(scales.v[g] + t);
-        odd = _mm256_add_ps(odd, _mm256_sub_ps(x, x));  // NaN where it is no number
-        most = _mm256_max_ps(most, _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x));
-      }
-      const float largest_scale = Avx2::max_of(most);
+        const __m256 scale = _mm256_load_ps(scales.v[g] + t);
+        odd = _mm256_add_ps(odd, _mm256_sub_ps(scale, scale));  // NaN where it is no number
+        const __m256 size = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), scale);
 #pragma GCC unroll 4
-      for (int h = 0; h < H; ++h) step[h][g] = largest[h] * largest_scale * (1.0f / kLevels);
+        for (int h = 0; h < H; ++h)
+          most[h] = _mm256_max_ps(most[h], _mm256_mul_ps(_mm256_load_ps(weights + h * kBlock + t), size));
+      }
+#pragma GCC unroll 4
+      for (int h = 0; h < H; ++h) step[h][g] = Avx2::max_of(most[h]) * (1.0f / kLevels);
     }
     return _mm256_movemask_ps(_mm256_cmp_ps(odd, odd, _CMP_UNORD_Q)) == 0;
   }
