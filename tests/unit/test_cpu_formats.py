@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from kernels_for_tests import FLOAT8, error, make_query, make_view, naive_decode
+from kernels_for_tests import FLOAT8, as_stored, error, make_query, make_view, naive_decode
 from kvgauge_kernels import BACKENDS, KVView, oracle_decode
 from kvgauge_kernels.cpu.native_module import native
 
@@ -194,3 +195,23 @@ def test_scales_and_zeros_that_are_infinite_show(
     assert not out[0, 4:].isfinite().any(dim=-1).all()
     assert out[0, :4].isfinite().all()
     assert out[1].isfinite().all()
+
+
+@built
+@pytest.mark.parametrize("fmt", ["int8", "int4", "int2"])
+@pytest.mark.parametrize(("weight", "size"), [(512.0, 1e-3), (1.0, 300.0), (1e-4, 300.0)])
+def test_one_token_of_v_that_stands_out_costs_the_others_little(
+    level: str, fmt: str, weight: float, size: float
+) -> None:
+    """A sink (much weight, a small V), or a large V: the step of a block is of their products."""
+    made = torch.Generator().manual_seed(0)
+    k, v = torch.zeros(1, 1, 128, 128), torch.randn(1, 1, 128, 128, generator=made)
+    k[..., 1:] = 1e-4 * torch.randn(1, 1, 128, 127, generator=made)
+    k[0, 0, 0, 0], v[:, :, 0] = 1.0, v[:, :, 0] * size
+    q = torch.zeros(1, 1, 128)
+    q[..., 0] = math.log(weight) * 128**0.5
+    view = KVView(format=fmt, **as_stored("k", k, fmt), **as_stored("v", v, fmt))
+    expected = oracle_decode(q, view)
+    for name, limit in (("cpu", 3e-4), ("cpu-q8", 0.1)):
+        if BACKENDS[name].supports(view, q.dtype) is None:
+            assert error(BACKENDS[name].decode(q, view), expected) < limit, name
