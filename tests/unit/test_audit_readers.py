@@ -12,7 +12,7 @@ import pytest
 from kvgauge_kernels.audit.amdgcn import read_amdgcn
 from kvgauge_kernels.audit.elf import code_hash, section
 from kvgauge_kernels.audit.findings import Code, Findings, faults_of
-from kvgauge_kernels.audit.limits import Limit, load, save
+from kvgauge_kernels.audit.limits import MAX_BYTES, Limit, load, save
 from kvgauge_kernels.audit.sass import load_bits, read_sass
 from kvgauge_kernels.audit.targets import TARGETS, programs_at_once
 from kvgauge_kernels.audit.ttir import bytes_per_token, loop_loads
@@ -241,6 +241,7 @@ def test_findings_and_limits_survive_a_file(tmp_path: Path) -> None:
     for wrong in (
         "[]",
         "{}",
+        '{"schema": 1}',
         '{"schema": 2, "limits": {}}',
         '{"schema": 1, "limits": {"3": 1}}',
         "x",
@@ -270,4 +271,7 @@ def test_limits_of_another_kind_are_refused(tmp_path: Path) -> None:
         load(path)
     path.write_text("[" * 100_000)
     with pytest.raises(ValueError, match="no limits of this program"):
+        load(path)
+    path.write_text(" " * (MAX_BYTES + 1))
+    with pytest.raises(ValueError, match=f"at most {MAX_BYTES} are read"):
         load(path)

@@ -34,10 +34,9 @@ class CpuBackend:
     and the attention weights are quantized too: to 16 bits in `cpu` (an error of about 5e-5, with AVX2
     1e-4), in `cpu-q8` to 8 bits (about 1e-2), which is faster; with AVX2 weights have 15 bits in both.
     Those errors are for like-sized numbers: one step serves a whole head, so a number that stands out, in
-    the query, in a channel of K or, in `cpu-q8`, in a token of V, costs the others their precision (up to
-    1e-3 and 2e-1: results/cpu_error.md). Where there are no integer kernels `cpu` computes in fp32: with
-    AVX2 those are for int8, and for int4 and int2 rows and groups of whole 16 bytes, but not for K per
-    channel.
+    the query or in a channel of K, costs the others their precision (up to 1e-3 and 2e-1:
+    results/cpu_error.md). Where there are no integer kernels `cpu` computes in fp32: with AVX2 those are
+    for int8, and for int4 and int2 rows and groups of whole 16 bytes, but not for K per channel.
     Memory past a sequence's length, and pages that no sequence uses, may hold anything.
 
     Prefill is torch's: it runs through sdpa-flash, or sdpa-math where the K and V dims differ, over a copy

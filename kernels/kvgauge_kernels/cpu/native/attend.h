@@ -9,7 +9,7 @@ namespace kvgauge {
 
 // The softmax over a part of a sequence, not yet divided by its sum: per query head the largest score and
 // the sum of weights relative to it (in powers of two), and behind those the weighted sum of V's rows,
-// padded_dim(v_dim) floats a query head, in whole tiles of heads.
+// row_floats(p) a query head, in whole tiles of heads.
 struct alignas(64) Part {
   float largest[kMaxGroup];
   float sum[kMaxGroup];

@@ -1,5 +1,5 @@
 // Scales and zeros of K per channel (KIVI, arXiv 2402.02750): of each element of a row, for a group of tokens.
-// Included by attend_impl.h, and like it in an anonymous namespace.
+// Included by plain.h, and like it in an anonymous namespace.
 #pragma once
 
 #include "block.h"

@@ -27,8 +27,8 @@ struct PackedValues : PackedRow<Bits, RowBytes> {
                                const Block& k_ahead, bool is_first, int tokens, float* rows, int stride) {
     if (is_first) turn(p, block, tokens);
     PackedWeights<H, Bytes> w;
-    // A scale below 0, or no number: not for unsigned bytes.
-    if (!w.take_steps(p, weights, scales, tokens))
+    // Unsigned bytes are not for a scale below 0, or no number.
+    if (!take_steps<Avx512, H, false>(p.v_groups, weights, scales, tokens, w.kLevels, w.step))
       return add_plainly<H>(p, weights, block, scales, tokens, rows, stride);
     for (int g = 0; g < p.v_groups; ++g)
 #pragma GCC unroll 4

@@ -2,15 +2,10 @@
 #pragma once
 
 #include "avx512.h"
+#include "weight_steps.h"
 
 namespace kvgauge {
 namespace {
-
-// Of a row of sums that ends at `end`: what is to be added to all elements of a group; those that stand last in their
-// bytes have a place of their own.
-KVGAUGE_INLINE float* rest_at(const Problem& p, float* end, int g, bool last_field) {
-  return end + (2 * (g - p.v_groups) + last_field) * 16;
-}
 
 // Weights times a group's scales in Bytes unsigned bytes, of H heads.
 template <int H, int Bytes>
@@ -21,32 +16,11 @@ struct PackedWeights {
   alignas(64) uint8_t bytes[Bytes][H][kMaxGroups][kBlock];
   float step[H][kMaxGroups];
 
-  // From the largest product of a weight and a scale: the largest of each may be of different tokens, far apart. False
-  // where it cannot be.
-  KVGAUGE_INLINE bool take_steps(const Problem& p, const float* weights, const Scales<Avx512>& scales, int tokens) {
-    __mmask16 sound = 0xffff;
-    for (int g = 0; g < p.v_groups; ++g) {
-      __m512 most[H] = {};
-      for (int t = 0; t < tokens; t += 16) {
-        const __m512 scale = _mm512_load_ps(scales.v[g] + t);
-        sound &= _mm512_cmp_ps_mask(scale, _mm512_setzero_ps(), _CMP_GE_OQ);
-        sound &= _mm512_cmp_ps_mask(scale, _mm512_set1_ps(kInfinity), _CMP_LT_OQ);
-#pragma GCC unroll 4
-        for (int h = 0; h < H; ++h)
-          most[h] = _mm512_max_ps(most[h], _mm512_mul_ps(_mm512_load_ps(weights + h * kBlock + t), scale));
-      }
-#pragma GCC unroll 4
-      for (int h = 0; h < H; ++h) step[h][g] = _mm512_reduce_max_ps(most[h]) * (1.0f / kLevels);
-    }
-    return sound == 0xffff;
-  }
-
   // A head's weights times a group's scales, in steps. What zeros and rounding make of the group's elements goes to
   // its place before `end` of a row.
   KVGAUGE_INLINE void round(const Problem& p, int h, int g, const float* weights, const Scales<Avx512>& scales,
                             int tokens, float middle, float* end) {
-    // Weights so small that their inverse has no float add nothing.
-    const __m512 by = _mm512_set1_ps(step[h][g] > 1e-36f ? 1.0f / step[h][g] : 0.0f);
+    const __m512 by = _mm512_set1_ps(steps_to_one(step[h][g]));
     __m512 zeros = _mm512_setzero_ps(), sum = _mm512_setzero_ps();
     __m512i taken = _mm512_setzero_si512();
     for (int t = 0; t < tokens; t += 64) {

@@ -1,4 +1,4 @@
-// The scales and zeros of the block at hand, in fp32. Included by attend_impl.h, and like it in an anonymous
+// The scales and zeros of the block at hand, in fp32. Included by plain.h, and like it in an anonymous
 // namespace.
 #pragma once
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "avx2.h"
+#include "weight_steps.h"
 
 namespace kvgauge {
 namespace {
@@ -14,33 +15,12 @@ struct WeightsAvx2 {
   alignas(32) int16_t words[H][kMaxGroups][kBlock];
   float step[H][kMaxGroups];
 
-  // From the largest product of a weight and a scale: the largest of each may be of different tokens, far apart. False
-  // where a scale is no number.
-  KVGAUGE_INLINE bool take_steps(int groups, const float* weights, const Scales<Avx2>& scales, int tokens) {
-    __m256 odd = _mm256_setzero_ps();
-    for (int g = 0; g < groups; ++g) {
-      __m256 most[H] = {};
-      for (int t = 0; t < tokens; t += 8) {
-        const __m256 scale = _mm256_load_ps(scales.v[g] + t);
-        odd = _mm256_add_ps(odd, _mm256_sub_ps(scale, scale));  // NaN where it is no number
-        const __m256 size = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), scale);
-#pragma GCC unroll 4
-        for (int h = 0; h < H; ++h)
-          most[h] = _mm256_max_ps(most[h], _mm256_mul_ps(_mm256_load_ps(weights + h * kBlock + t), size));
-      }
-#pragma GCC unroll 4
-      for (int h = 0; h < H; ++h) step[h][g] = Avx2::max_of(most[h]) * (1.0f / kLevels);
-    }
-    return _mm256_movemask_ps(_mm256_cmp_ps(odd, odd, _CMP_UNORD_Q)) == 0;
-  }
-
   // A head's words for a group. What zeros, where there are any, and rounding make of the group's elements is added to
   // `rest`; `middle` is their middle code.
   template <bool HasZeros>
   KVGAUGE_INLINE void round(int h, int g, const float* weights, const Scales<Avx2>& scales, int tokens, float middle,
                             float* rest) {
-    // Weights so small that their inverse has no float add nothing.
-    const __m256 by = _mm256_set1_ps(step[h][g] > 1e-36f ? 1.0f / step[h][g] : 0.0f);
+    const __m256 by = _mm256_set1_ps(steps_to_one(step[h][g]));
     __m256 zeros = _mm256_setzero_ps(), sum = _mm256_setzero_ps();
     __m256i taken = _mm256_setzero_si256();
     for (int t = 0; t < tokens; t += 16) {

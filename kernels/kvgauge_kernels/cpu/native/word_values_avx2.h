@@ -24,12 +24,12 @@ struct WordValuesAvx2 {
   void add_rows(const Problem& p, float* weights, const Block& block, const Scales<Avx2>& scales, const Block& k_ahead,
                 bool is_first, int tokens, float* rows, int stride) {
     WeightsAvx2<H> w;
-    if (!w.take_steps(p.v_groups, weights, scales, tokens))  // a scale is no number
+    if (!take_steps<Avx2, H, true>(p.v_groups, weights, scales, tokens, w.kLevels, w.step))  // a scale is no number
       return add_plainly<H>(p, weights, block, scales, tokens, rows, stride);
     for (int g = 0; g < p.v_groups; ++g)
 #pragma GCC unroll 4
       for (int h = 0; h < H; ++h) {
-        float* rest = rest_at(p, rows + (h + 1) * stride, g);
+        float* rest = Bits == 8 ? nullptr : rest_at(p, rows + (h + 1) * stride, g);
         w.template round<Bits != 8>(h, g, weights + h * kBlock, scales, tokens, kMiddle, rest);
       }
 
@@ -65,9 +65,6 @@ struct WordValuesAvx2 {
  private:
   static KVGAUGE_INLINE int v_row(const Problem& p) { return RowBytes ? RowBytes : v_row_bytes(p); }
   static KVGAUGE_INLINE int group_of(const Problem& p, int d) { return Bits == 8 ? 0 : p.group_of[d / kDimStep]; }
-
-  // Of a row of sums that ends at `end`: what is to be added to all elements of a group.
-  static KVGAUGE_INLINE float* rest_at(const Problem& p, float* end, int g) { return end + (g - p.v_groups) * 16; }
 
   // Where the sum of element d lies among the floats of a row.
   static KVGAUGE_INLINE int place(int d) {
