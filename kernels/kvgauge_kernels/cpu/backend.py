@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from importlib import metadata
 from typing import Any
 
@@ -15,6 +16,7 @@ from kvgauge_kernels.stored import (
     GROUPED_BITS,
     PLAIN_DTYPE,
     PLAIN_FORMATS,
+    Stored,
     stored_as,
 )
 from kvgauge_kernels.torch_ops import SDPA_OPS
@@ -24,6 +26,7 @@ from kvgauge_kernels.view import KVView
 # The native code's own limits (native/view.h).
 _DIM_STEP, _MAX_DIM, _MAX_GROUPED_DIM = 16, 576, 256
 _AVX2_PIECE_BYTES = 16  # native/attend_avx2.cpp
+_NAME = {16: "cpu", 8: "cpu-q8"}
 _INTEGERS = frozenset({"int8", *GROUPED_BITS, *CHANNEL_BITS})
 
 
@@ -48,7 +51,7 @@ class CpuBackend:
     layouts = frozenset({"contiguous", "paged"})
 
     def __init__(self, int_bits: int = 16) -> None:
-        self.name = "cpu" if int_bits == 16 else "cpu-q8"
+        self.name = _NAME[int_bits]
         accurate = int_bits == 16
         self.formats = PLAIN_FORMATS | _INTEGERS | {*FLOAT8_DTYPE} if accurate else _INTEGERS
         self._int_bits = int_bits
@@ -75,22 +78,12 @@ class CpuBackend:
         refusal = view.refusal(q_dtype, self.formats, ("contiguous", "paged"), windows=True)
         if refusal is not None:
             return refusal
-        group = stored_as(view.format).group
-        most = _MAX_DIM if group is None else _MAX_GROUPED_DIM
-        for dim in (view.k_dim, view.v_dim):
-            if dim % _DIM_STEP or not 0 < dim <= most:
-                return f"head_dim {dim}: {self.name} takes multiples of {_DIM_STEP} up to {most}"
-        level = instructions() or "avx512"
-        eight_bits = level == "avx512" or (level == "avx2" and _whole_pieces(view))
-        if self._int_bits == 8 and not eight_bits:
-            return f"{self.name} of this cache needs AVX-512 with VNNI, not {level}"
-        if q_dtype not in Q_FORMAT:
-            return f"queries of {q_dtype}: {self.name} takes fp32, fp16 and bf16"
-        if group is not None and group % _DIM_STEP:
-            return f"groups of {group}: {self.name} takes multiples of {_DIM_STEP} elements"
-        if any(x.dtype != torch.float16 for n, x in view.tensors().items() if n not in ("k", "v")):
-            return f"{view.format} caches need scales and zero points of float16"
-        return None
+        for side in (view.k_scale, view.v_scale, view.k_zero, view.v_zero):
+            if side is not None and side.dtype != torch.float16:
+                return f"{view.format} caches need scales and zero points of float16"
+        return _refusal(
+            self._int_bits, view.format, view.k_dim, view.v_dim, q_dtype, instructions()
+        )
 
     def decode(self, q: torch.Tensor, view: KVView) -> torch.Tensor:
         """See AttentionBackend. Above 16 query heads to one K/V head the cache is read again for each 16."""
@@ -134,9 +127,28 @@ class CpuBackend:
         return prefill_by_torch(q, view)
 
 
-def _whole_pieces(view: KVView) -> bool:
+@lru_cache(maxsize=256)
+def _refusal(
+    int_bits: int, kv_format: str, k_dim: int, v_dim: int, q_dtype: torch.dtype, level: str | None
+) -> str | None:
+    """What the native code cannot compute of a sound cache; where it is not built, with AVX-512."""
+    name, kind = _NAME[int_bits], stored_as(kv_format)
+    most = _MAX_DIM if kind.group is None else _MAX_GROUPED_DIM
+    for dim in (k_dim, v_dim):
+        if dim % _DIM_STEP or not 0 < dim <= most:
+            return f"head_dim {dim}: {name} takes multiples of {_DIM_STEP} up to {most}"
+    wide = level in (None, "avx512")
+    if int_bits == 8 and not wide and not (level == "avx2" and _whole_pieces(kind, k_dim, v_dim)):
+        return f"{name} of this cache needs AVX-512 with VNNI, not {level}"
+    if q_dtype not in Q_FORMAT:
+        return f"queries of {q_dtype}: {name} takes fp32, fp16 and bf16"
+    if kind.group is not None and kind.group % _DIM_STEP:
+        return f"groups of {kind.group}: {name} takes multiples of {_DIM_STEP} elements"
+    return None
+
+
+def _whole_pieces(kind: Stored, *dims: int) -> bool:
     """Whether AVX2's integer kernels take the rows and groups: of int4 and int2, in whole pieces."""
-    kind, dims = stored_as(view.format), (view.k_dim, view.v_dim)
     if kind.group is None or kind.k_by_channel:
         return False
     sizes = [dim * kind.bits // 8 for dim in dims]

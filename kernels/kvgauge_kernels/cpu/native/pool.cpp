@@ -103,13 +103,16 @@ class Pool {
   const std::vector<int> cores_;
 };
 
-using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
-using Count = int (*)();
+// torch's OpenMP.
+struct OpenMp {
+  using Count = int (*)();
+  void (*parallel)(void (*)(void*), void*, unsigned, unsigned) = nullptr;
+  Count max_threads = nullptr, thread_number = nullptr, proc_bind = nullptr;
+};
 
-// Looked up whenever it is used: torch may be imported after this module.
 template <class Function>
-Function find(const char* name) {
-  return reinterpret_cast<Function>(dlsym(RTLD_DEFAULT, name));
+void find(const char* name, Function*& function) {
+  function = reinterpret_cast<Function*>(dlsym(RTLD_DEFAULT, name));
 }
 
 // Everything below is guarded by this: one step at a time has the threads.
@@ -125,21 +128,27 @@ bool forked() { return getpid() != loaded_by; }
 bool forked() { return false; }
 #endif
 
-bool openmp() {
-  return !forced_own && !forked() && find<Parallel>("GOMP_parallel") && find<Count>("omp_get_max_threads") &&
-         find<Count>("omp_get_thread_num");
+// Null where it is not there, or not to be used. Looked up until it is found: torch may be imported after this module,
+// and each look is dozens of libraries' tables.
+const OpenMp* openmp() {
+  static OpenMp found;
+  if (forced_own || forked()) return nullptr;
+  if (!found.parallel) {
+    find("omp_get_max_threads", found.max_threads);
+    find("omp_get_thread_num", found.thread_number);
+    find("omp_get_proc_bind", found.proc_bind);
+    if (found.max_threads && found.thread_number) find("GOMP_parallel", found.parallel);
+  }
+  return found.parallel ? &found : nullptr;
 }
 
-// Whether OpenMP was told (OMP_PROC_BIND) to keep each thread on a place of its own: then it has done so, and
-// the calling thread's cores are not the process's.
-bool bound_by_openmp() {
-  const Count bind = find<Count>("omp_get_proc_bind");
-  return openmp() && bind && bind() != 0;
-}
+// Whether it was told (OMP_PROC_BIND) to keep each thread on a place of its own: then it has done so, and the calling
+// thread's cores are not the process's.
+bool is_bound(const OpenMp* openmp) { return openmp && openmp->proc_bind && openmp->proc_bind() != 0; }
 
-int count_threads() {
+int count_threads(const OpenMp* openmp) {
   if (wanted_threads) return wanted_threads;
-  if (openmp()) return std::max(1, find<Count>("omp_get_max_threads")());
+  if (openmp) return std::max(1, openmp->max_threads());
   return static_cast<int>(allowed_cores().size());
 }
 
@@ -149,7 +158,8 @@ Pool& own_pool() {
   owner = getpid();
 #endif
   const std::vector<int> cores = allowed_cores();
-  if (!pool || !pool->has(count_threads(), cores)) pool = std::make_unique<Pool>(count_threads(), cores);
+  const int threads = count_threads(nullptr);
+  if (!pool || !pool->has(threads, cores)) pool = std::make_unique<Pool>(threads, cores);
   return *pool;
 }
 
@@ -157,14 +167,14 @@ struct Team {
   const int64_t count;
   const std::function<void(int64_t)>& task;
   const std::vector<int> cores;  // empty: each thread stays where it is
-  const Count number;
+  const OpenMp& openmp;
   std::atomic<int64_t> next{0};
 };
 
 void join_team(void* shared) {
   Team& team = *static_cast<Team*>(shared);
   std::optional<Pinned> pinned;
-  if (!team.cores.empty()) pinned.emplace(team.cores[static_cast<size_t>(team.number()) % team.cores.size()]);
+  if (!team.cores.empty()) pinned.emplace(team.cores[static_cast<size_t>(team.openmp.thread_number()) % team.cores.size()]);
   for (int64_t i = team.next.fetch_add(1); i < team.count; i = team.next.fetch_add(1)) team.task(i);
 }
 
@@ -172,12 +182,13 @@ void join_team(void* shared) {
 
 void run_tasks(int64_t count, const std::function<void(int64_t)>& task) {
   std::lock_guard<std::mutex> held(threads_mutex);
-  const int threads = count_threads();
+  const OpenMp* const openmp = kvgauge::openmp();
+  const int threads = count_threads(openmp);
   if (count <= 1 || threads == 1) {
     for (int64_t i = 0; i < count; ++i) task(i);
-  } else if (openmp()) {
-    Team team{count, task, bound_by_openmp() ? std::vector<int>() : allowed_cores(), find<Count>("omp_get_thread_num")};
-    find<Parallel>("GOMP_parallel")(join_team, &team, static_cast<unsigned>(threads), 0);
+  } else if (openmp) {
+    Team team{count, task, is_bound(openmp) ? std::vector<int>() : allowed_cores(), *openmp};
+    openmp->parallel(join_team, &team, static_cast<unsigned>(threads), 0);
   } else {
     own_pool().run(count, task);
   }
@@ -185,7 +196,7 @@ void run_tasks(int64_t count, const std::function<void(int64_t)>& task) {
 
 int thread_count() {
   std::lock_guard<std::mutex> held(threads_mutex);
-  return count_threads();
+  return count_threads(openmp());
 }
 
 void set_thread_count(int count) {
@@ -206,7 +217,7 @@ void force_own_threads(bool own) {
 
 bool threads_stay() {
   std::lock_guard<std::mutex> held(threads_mutex);
-  return bound_by_openmp();
+  return is_bound(openmp());
 }
 
 bool Meeting::wait() {
