@@ -293,6 +293,25 @@ def test_the_floor_of_an_integer_cache_is_of_integers(name: str, fmt: str, bound
     assert found.predicted.bound == bound
 
 
+class TakenCore(NoProbe):
+    """Others take a core from the fourth reading on."""
+
+    def __init__(self) -> None:
+        self.readings = 0
+
+    def flops_per_s(self) -> float:
+        self.readings += 1
+        return 2e11 if self.readings < 4 else 1e11
+
+
+def test_a_core_taken_after_the_samples_makes_no_floor_higher() -> None:
+    criterion = Criterion(1.0, 3, 3, budget_s=0, max_warm_up=1)
+    context = Context(SmallCache(), cast(DeviceProbe, TakenCore()), criterion, seed=0)
+    found = decode.Decode().measure(plan("eager", "fp32", 100), context)
+    assert found.probe is not None
+    assert found.probe.flops_per_s == 2e11
+
+
 def test_a_token_that_one_head_alone_does_not_read_is_unread() -> None:
     work = one_work("eager", "fp32")
     real = work.backend.decode
