@@ -11,7 +11,7 @@ from kvgauge_reports.headline_types import Headline
 from kvgauge_reports.ratios import PLAIN
 from kvgauge_reports.ratios_said import pages_text, quantized_text
 from kvgauge_reports.say import Names
-from kvgauge_reports.select import STEP_SCOPES, backend_name
+from kvgauge_reports.select import backend_name
 from kvgauge_reports.text import (
     both_units,
     clean,
@@ -110,7 +110,7 @@ def _footprint(head: Headline, names: Names) -> Sentence:
     topic = "footprint against the formula"
     found = head.footprint
     if found is None:
-        return _absent(topic, say.absent(head, "memory"))
+        return _absent(topic, say.absent(head, "footprint"))
     record = found.record
     per_token = found.measured_bytes / (record.trace.depth_tokens * record.trace.batch)
     text = (
@@ -124,7 +124,7 @@ def _footprint(head: Headline, names: Names) -> Sentence:
 def _fused(head: Headline, names: Names) -> Sentence:
     topic = f"fused attention against {PLAIN}"
     if not head.fused:
-        return _absent(topic, say.absent(head, "attention"))
+        return _absent(topic, say.absent(head, "fused"))
     top = max(head.fused, key=lambda s: say.deepest(s.fast))
     text = (
         f"The attention of one decode step of {names.cache(top.fast)} {say.at_depth(top.fast)} "
@@ -143,7 +143,7 @@ def _fused(head: Headline, names: Names) -> Sentence:
 def _quantized(head: Headline, names: Names) -> Sentence:
     topic = "quantized against 16-bit"
     if not head.quantized_bytes and not head.quantized_time:
-        return _absent(topic, say.absent(head, "memory", "attention"))
+        return _absent(topic, say.absent(head, "quantized_bytes", "quantized_time"))
     return Sentence(topic, f"Beside 16 bits: {quantized_text(head, names)}")
 
 
@@ -156,7 +156,7 @@ def _model(head: Headline, names: Names) -> Sentence:
     topic = "a real model"
     known = [s for s in head.steps if s.deepest_tokens_per_s]
     if not known:
-        return _absent(topic, say.absent(head, *STEP_SCOPES))
+        return _absent(topic, say.absent(head, "steps"))
     top = max(known, key=lambda s: s.deepest_tokens_per_s or 0)
     speed = f"{number(top.deepest_tokens_per_s)} tokens/s {say.at_depth(top.deepest)}"
     if top.first is not top.deepest and top.first_tokens_per_s:
@@ -174,7 +174,7 @@ def _floor(head: Headline, names: Names) -> Sentence:
     topic = "distance from the floor"
     known = [best for best in head.best if best.floor_ratio is not None]
     if not known:
-        return _absent(topic, say.absent(head, "attention"))
+        return _absent(topic, say.absent(head, "best"))
     top = max(known, key=lambda best: say.deepest(best.record))
     text = (
         f"The fastest backend for {names.cache(top.record)} {say.at_depth(top.record)}, "

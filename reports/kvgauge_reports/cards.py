@@ -12,7 +12,7 @@ from kvgauge_reports.headline_types import Headline
 from kvgauge_reports.ratios import PLAIN
 from kvgauge_reports.ratios_said import quantized, quantized_text
 from kvgauge_reports.say import Names
-from kvgauge_reports.select import STEP_SCOPES, backend_name
+from kvgauge_reports.select import backend_name
 from kvgauge_reports.text import (
     both_units,
     count,
@@ -45,7 +45,7 @@ def _absent(title: str, why: str) -> Card:
 def _bytes(head: Headline, names: Names) -> Card:
     title = "KV cache a token"
     if not head.bytes_per_token:
-        return _absent(title, say.absent(head, "memory"))
+        return _absent(title, say.absent(head, "bytes_per_token"))
     top = max(head.bytes_per_token, key=lambda each: each.measured)
     exact = "the formula says the same"
     if top.measured != top.formula:
@@ -58,7 +58,7 @@ def _footprint(head: Headline, names: Names) -> Card:
     title = "Caches as large as the formula says"
     found = head.footprint
     if found is None:
-        return _absent(title, say.absent(head, "memory"))
+        return _absent(title, say.absent(head, "footprint"))
     what = (
         f"to the byte. Largest: {both_units(found.measured_bytes)}, {names.cache(found.record)} "
         f"{say.at_depth(found.record)}"
@@ -71,7 +71,7 @@ def _footprint(head: Headline, names: Names) -> Card:
 def _fused(head: Headline, names: Names) -> Card:
     title = f"Fused kernel over {PLAIN}"
     if not head.fused:
-        return _absent(title, say.absent(head, "attention"))
+        return _absent(title, say.absent(head, "fused"))
     top = max(head.fused, key=lambda s: say.deepest(s.fast))
     what = (
         f"{say.interval(top)}; {backend_name(top.fast)}; attention of {names.cache(top.fast)} "
@@ -84,7 +84,7 @@ def _quantized(head: Headline, names: Names) -> Card:
     title = "Quantized against 16-bit caches"
     found = quantized(head)
     if not found:
-        return _absent(title, say.absent(head, "memory", "attention"))
+        return _absent(title, say.absent(head, "quantized_bytes", "quantized_time"))
     what = quantized_text(head, names)
     measured = [each.time for each in found if each.time]
     if any(time.verdict != "undecided" for time in measured):
@@ -100,7 +100,7 @@ def _floor(head: Headline, names: Names) -> Card:
     title = "Fastest backend against the floor"
     known = [best for best in head.best if best.floor_ratio is not None]
     if not known:
-        return _absent(title, say.absent(head, "attention"))
+        return _absent(title, say.absent(head, "best"))
     top = max(known, key=lambda best: say.deepest(best.record))
     what = (
         f"the least time that the probed rates allow; {say.backend(top.record)}, "
@@ -114,7 +114,7 @@ def _model(head: Headline, names: Names) -> Card:
     title = "A real model, deep in its trace"
     known = [s for s in head.steps if s.deepest_tokens_per_s]
     if not known:
-        return _absent(title, say.absent(head, *STEP_SCOPES))
+        return _absent(title, say.absent(head, "steps"))
     top = max(known, key=lambda s: s.deepest_tokens_per_s or 0)
     what = f"{names.cache(top.deepest)} with {say.backend(top.deepest)} {say.at_depth(top.deepest)}"
     if top.first is not top.deepest and top.first_tokens_per_s:

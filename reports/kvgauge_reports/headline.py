@@ -4,16 +4,19 @@ Each function defines its figure exactly, so that it can be computed again from 
 "Counted" records are those of `select.comparable`: last attempt, status ok, trusted, the run's own
 device. Where nothing was counted the answer is empty or None: never zero, never an estimate. Of
 several counted records alike in setting, depth and backend the first of the run stands for all.
-"Complete" times of a setting and depth are counted times where no ok record was left out: what is
-called the fastest was compared with all that ran. Quotients of two records are in `ratios`.
+"Complete" times of a setting and depth are counted times where no ok record was left out that may have
+been the fastest: its quickest sample is below the least median that counts. Quotients of two records are in
+`ratios`.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
-from kvgauge.schema import Record, Run
+from kvgauge.schema import Record, Run, Trust
 from kvgauge_reports import select
 from kvgauge_reports.headline_types import (
     Best,
@@ -36,18 +39,30 @@ from kvgauge_reports.select import Setting, backend_name, setting
 
 def headline(run: Run) -> Headline:
     """Every figure, each by its own function."""
-    return Headline(
-        bytes_per_token=bytes_per_token(run),
-        footprint=footprint(run),
-        fused=fused_speedups(run),
-        quantized_bytes=quantized_bytes(run),
-        quantized_time=quantized_speedups(run),
-        pages=pages_over_contiguous(run),
-        best=best_backends(run),
-        steps=whole_steps(run),
-        cells=cells(run),
-        untrusted_scopes=untrusted_scopes(run),
+    figures = _figures(run)
+    return Headline(**figures, cells=cells(run), withheld=_withheld(run, figures))
+
+
+def _figures(run: Run) -> dict[str, Any]:
+    return {
+        "bytes_per_token": bytes_per_token(run),
+        "footprint": footprint(run),
+        "fused": fused_speedups(run),
+        "quantized_bytes": quantized_bytes(run),
+        "quantized_time": quantized_speedups(run),
+        "pages": pages_over_contiguous(run),
+        "best": best_backends(run),
+        "steps": whole_steps(run),
+    }
+
+
+def _withheld(run: Run, figures: dict[str, Any]) -> frozenset[str]:
+    """Figures that are missing only because records of theirs are flagged."""
+    believed = tuple(
+        replace(r, trust=Trust(ok=True)) if r.status == "ok" else r for r in run.records
     )
+    all_counted = _figures(replace(run, records=believed))
+    return frozenset(name for name, each in figures.items() if not each and all_counted[name])
 
 
 def bytes_per_token(run: Run) -> tuple[BytesPerToken, ...]:
@@ -134,11 +149,6 @@ def cells(run: Run) -> Cells:
         unreached=len(set(select.unreached(run))),
         by_status=dict(Counter(record.status for record in latest)),
     )
-
-
-def untrusted_scopes(run: Run) -> frozenset[str]:
-    """Scopes with an ok record that does not count: "not measured" would not be true of them."""
-    return frozenset(r.scope for r, _ in select.excluded(run) if r.status == "ok")
 
 
 def _held(run: Run) -> tuple[Record, ...]:

@@ -95,7 +95,7 @@ class Cells:
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """All figures of the first screen."""
+    """All figures of the first screen; `withheld` names those that only flagged records would give."""
 
     bytes_per_token: tuple[BytesPerToken, ...]
     footprint: Footprint | None
@@ -106,4 +106,4 @@ class Headline:
     best: tuple[Best, ...]
     steps: tuple[Steps, ...]
     cells: Cells
-    untrusted_scopes: frozenset[str]
+    withheld: frozenset[str]

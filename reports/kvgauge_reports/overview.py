@@ -59,9 +59,9 @@ def overview_table(run: Run, head: Headline) -> Table:
         title="The headline, model by model",
         caption=(
             "Each figure at the largest depth at which it can be given: a fastest backend only where "
-            "no time of that depth was flagged. Times are the attention of one decode step over the "
-            "layers named; intervals as in “How to read”. Bytes are those of all layers, or of as many as "
-            "are named beside them where no footprint was measured."
+            "no flagged time of that depth may be the fastest. Times are the attention of one decode step "
+            "over the layers named; intervals as in “How to read”. Bytes are those of all layers, or of "
+            "as many as are named beside them where no footprint was measured."
         ),
         columns=(*_COLUMNS, _PAGES) if pages else _COLUMNS,
         groups=tuple(Group(label, tuple(rows)) for label, rows in groups.items()),
@@ -104,7 +104,8 @@ def _fastest(record: Record) -> Cell:
 
 
 def _speedup(speedup: Speedup) -> Cell:
-    return Cell(times(speedup.ratio), say.interval(speedup))
+    where = f"{say.backend(speedup.fast)}, {count(speedup.fast.trace.depth_tokens)} tokens"
+    return Cell(times(speedup.ratio), f"{say.interval(speedup)}; {where}")
 
 
 def _quantized(time: Speedup | None, saved: BytesSaved | None) -> Cell:

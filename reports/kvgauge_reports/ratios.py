@@ -25,16 +25,17 @@ Times = dict[Setting, dict[int, dict[str, Record]]]
 
 
 def fused_speedups(run: Run) -> tuple[Speedup, ...]:
-    """For each setting, at the largest depth with a counted `attention` time of `eager` and a fused
-    backend: time_s.median of `eager` / the smallest of the fused ones there.
+    """For each setting, at the largest depth with a counted `attention` time of `eager` and complete ones
+    of the fused backends: time_s.median of `eager` / the smallest of the fused ones there.
     """
     found = []
-    for depths in counted_times(run).values():
-        both = [d for d, at in depths.items() if PLAIN in at and not at.keys().isdisjoint(FUSED)]
+    counted, fused_times = counted_times(run), complete_times(run, FUSED)
+    for key, depths in counted.items():
+        fused = fused_times.get(key, {})
+        both = [d for d, at in depths.items() if PLAIN in at and d in fused]
         if both:
-            at = depths[max(both)]
-            fused = fastest(record for name, record in at.items() if name in FUSED)
-            found.append(speedup(at[PLAIN], fused))
+            at = max(both)
+            found.append(speedup(depths[at][PLAIN], fastest(fused[at].values())))
     return tuple(found)
 
 
@@ -111,18 +112,23 @@ def counted_times(run: Run) -> Times:
     return found
 
 
-def complete_times(run: Run) -> Times:
-    """`counted_times` at the depths where no ok record is left out: else the fastest may be missing."""
-    gaps = {
-        (setting(record), record.trace.depth_tokens)
-        for record, _ in select.excluded(run)
-        if record.scope == "attention" and record.status == "ok"
-    }
-    kept = {
-        key: {depth: backends for depth, backends in depths.items() if (key, depth) not in gaps}
-        for key, depths in counted_times(run).items()
-    }
-    return {key: depths for key, depths in kept.items() if depths}
+def complete_times(run: Run, backends: Container[str] | None = None) -> Times:
+    """`counted_times` of those backends (None: all) at the depths where none that may be the fastest is
+    left out: no ok record with a sample below the least median that counts.
+    """
+    quickest: dict[tuple[Setting, int], float] = {}
+    for record, _ in select.excluded(run):
+        time = timing(record) if record.status == "ok" and record.scope == "attention" else None
+        if time and (backends is None or backend_name(record) in backends):
+            at = setting(record), record.trace.depth_tokens
+            quickest[at] = min(quickest.get(at, math.inf), time.median, *time.samples)
+    kept: Times = {}
+    for key, depths in counted_times(run).items():
+        for depth, every in depths.items():
+            chosen = {n: r for n, r in every.items() if backends is None or n in backends}
+            if chosen and quickest.get((key, depth), math.inf) > _median(fastest(chosen.values())):
+                kept.setdefault(key, {})[depth] = chosen
+    return kept
 
 
 def _twins(key: Setting, known: Container[Setting]) -> list[Setting]:
@@ -157,9 +163,9 @@ def _normalized(slow: Record, fast: Record) -> float | None:
 
 def fastest(records: Iterable[Record]) -> Record:
     """The record of the smallest median."""
+    return min(records, key=_median)
 
-    def median(record: Record) -> float:
-        time = timing(record)
-        return time.median if time else math.inf
 
-    return min(records, key=median)
+def _median(record: Record) -> float:
+    time = timing(record)
+    return time.median if time else math.inf

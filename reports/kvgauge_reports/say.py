@@ -96,9 +96,9 @@ def span(values: Iterable[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def absent(head: Headline, *scopes: str) -> str:
-    """Why there is no figure: nothing of these scopes was measured, or nothing is trusted."""
-    return NOT_TRUSTED if head.untrusted_scopes & set(scopes) else NOT_MEASURED
+def absent(head: Headline, *figures: str) -> str:
+    """Why there is none of these figures: what they need was not measured, or it is flagged."""
+    return NOT_TRUSTED if head.withheld & set(figures) else NOT_MEASURED
 
 
 def deepest(record: Record) -> tuple[int, int, int]:

@@ -101,7 +101,7 @@ def _notes(run: Run) -> tuple[str, ...]:
         attempts = plural(repeated, "repeated attempt")
         notes.append(
             f"{attempts} of cells: the last one counts, unless it was disturbed and an earlier one "
-            "was measured: then that one stands."
+            "was not: then that one stands."
         )
     if run.torn_lines:
         notes.append(f"{plural(run.torn_lines, 'torn line')} of records.jsonl could not be read.")

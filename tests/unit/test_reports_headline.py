@@ -170,15 +170,29 @@ def test_nothing_measured_gives_nothing() -> None:
 
 def test_a_flagged_or_foreign_record_is_in_no_comparison() -> None:
     run = make_run()
-    for change in (
-        {"trust": Trust(False, ("wide_interval",))},
-        {"device": DeviceRef("cpu", "another machine", None)},
+    for change, flagged in (
+        ({"trust": Trust(False, ("wide_interval",))}, True),
+        ({"device": DeviceRef("cpu", "another machine", None)}, False),
     ):
         records = tuple(
             replace(r, **change) if r.backend and r.backend.name == "sdpa-flash" else r
             for r in run.records
         )
-        assert headline(Run(run.manifest, records)).fused == ()
+        head = headline(Run(run.manifest, records))
+        assert not head.fused
+        assert ("fused" in head.withheld) == flagged
+
+
+def test_what_was_not_measured_is_not_said_to_be_flagged() -> None:
+    run = make_run()
+    records = tuple(
+        replace(r, trust=Trust(False, ("drifting",)))
+        for r in run.records
+        if r.backend is None or r.backend.name != "eager"
+    )
+    withheld = headline(Run(run.manifest, records)).withheld
+    assert "best" in withheld
+    assert "fused" not in withheld
 
 
 def test_no_fastest_where_a_time_is_flagged() -> None:
@@ -193,7 +207,20 @@ def test_no_fastest_where_a_time_is_flagged() -> None:
     depths = {(b.record.cache.format, b.record.trace.depth_tokens) for b in head.best}
     assert depths == {("fp16", 2048), ("bf16", 2048), ("int8", 4096)}
     assert {s.fast.trace.depth_tokens for s in head.quantized_time} == {2048}
-    assert head.untrusted_scopes == {"attention"}
+    assert head.withheld == set()
+
+
+def test_a_flagged_time_that_cannot_be_the_fastest_hides_nothing() -> None:
+    run = make_run()
+    records = tuple(
+        replace(r, trust=Trust(False, ("probe_changed",)))
+        if r.backend and r.backend.name == "eager" and r.trace.depth_tokens == 4096
+        else r
+        for r in run.records
+    )
+    head = headline(Run(run.manifest, records))
+    assert {b.record.trace.depth_tokens for b in head.best} == {4096}
+    assert {s.slow.trace.depth_tokens for s in head.fused} == {2048}  # eager's own time must count
 
 
 def test_one_name_with_two_shapes_is_not_merged() -> None:

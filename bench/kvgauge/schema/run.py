@@ -57,14 +57,13 @@ class Run:
     def latest(self) -> tuple[Record, ...]:
         """The attempt of each cell that counts, in the order of first appearance.
 
-        The last one, unless it is right but disturbed and one before it was right too: a disturbed time
-        makes no other one better.
+        The last one, unless it is right but disturbed and one before it was right and undisturbed.
         """
         last: dict[str, Record] = {}
         for record in self.records:
             before = last.get(record.cell_id)
             disturbed = record.status == "ok" and not record.trust.ok
-            if before is None or before.status != "ok" or not disturbed:
+            if before is None or before.status != "ok" or not before.trust.ok or not disturbed:
                 last[record.cell_id] = record
         return tuple(last.values())
 
