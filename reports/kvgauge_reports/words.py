@@ -67,6 +67,13 @@ READING: tuple[tuple[str, str], ...] = (
         "asked for, the bytes were there, and nothing disturbed the samples. A flagged time is "
         "shown and left out of every comparison.",
     ),
+    (
+        "flags",
+        "cpu_shared: others took part of the cores' time. gpu_shared: another process was on the GPU. "
+        "throttled: its clocks were held down. drifting: the samples rise or fall. probe_changed, "
+        "state_changed: memory, or the way from core to core, changed its speed meanwhile. "
+        "wide_interval, too_few_samples: the median is not known well enough.",
+    ),
     ("GB and GiB", "GB is 10⁹ bytes, MB 10⁶; GiB is 2³⁰ bytes, KiB 2¹⁰. They are never mixed."),
 )
 

@@ -6,9 +6,13 @@ from kvgauge_reports.figures import style
 
 PLAIN_ORDER = ("eager", "sdpa-math", "sdpa-flash", "cpu")
 """Backends in the order of the legend; others follow."""
-_COLOR = dict(
-    zip(PLAIN_ORDER, (style.RED, style.ORANGE, style.BLUE, style.INK), strict=True),
-)
+_COLOR = {
+    "eager": style.RED,
+    "sdpa-math": style.ORANGE,
+    "sdpa-flash": style.BLUE,
+    "cpu": style.INK,
+    "cpu-q8": style.VIOLET,
+}
 _MARKER = {"eager": "s", "sdpa-math": "^", "sdpa-flash": "o", "cpu": "v", "cpu-q8": "P"}
 # Markers differ, and those of quantized formats from the backends', for a page printed in grey.
 _FORMAT = {
