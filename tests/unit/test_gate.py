@@ -137,7 +137,20 @@ def test_a_run_that_did_not_end_does_not_pass(status: str) -> None:
 
 def test_the_whole_interval_must_lie_beyond_the_band() -> None:
     """The median is 1.7 times the baseline's, the interval reaches down to it."""
-    assert verdict_of(record(times_s=(1.0, 1.0, 1.7, 1.8, 1.9)))[0] == "same"
+    (verdict,) = compare(run_of(record(times_s=(1.0, 1.0, 1.7, 1.8, 1.9))), base())
+    assert verdict.kind == "same"
+    assert (
+        "no change shown: the interval of a median beyond the band reaches into it"
+        in verdict.reason
+    )
+    assert "seconds x1.675 (band 50%)" in verdict.reason
+
+
+def test_undecided_says_which_way() -> None:
+    (verdict,) = compare(run_of(slower(2.0, read=0.5e9)), base())
+    assert "slower beyond the band by some clocks only" in verdict.reason
+    (verdict,) = compare(run_of(slower(0.4, flops=2e9)), base())
+    assert "faster beyond the band by some clocks only" in verdict.reason
 
 
 def test_half_the_range_of_the_baseline_widens_the_band() -> None:
@@ -209,5 +222,8 @@ def test_no_baseline_and_a_broken_one(tmp_path: Path) -> None:
     with pytest.raises(NotComparable, match="no baseline"):
         load_baseline(tmp_path / "nothing.json")
     (tmp_path / "b.json").write_text("{")
-    with pytest.raises(UserError, match=r"b\.json"):
+    with pytest.raises(UserError, match=r"b\.json is no baseline"):
+        load_baseline(tmp_path)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match=r"is a run folder, not a baseline: `kvgauge baseline make"):
         load_baseline(tmp_path)

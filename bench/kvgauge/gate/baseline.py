@@ -103,6 +103,11 @@ def load_baseline(path: str | Path) -> Baseline:
     Raises NotComparable where there is none, UserError where a file is not a baseline.
     """
     place = Path(path)
+    if (place / "manifest.json").is_file():
+        raise UserError(
+            f"{place} is a run folder, not a baseline: "
+            f"`kvgauge baseline make {place} --out baseline.json` makes one of it"
+        )
     try:
         files = sorted(place.glob("*.json")) if place.is_dir() else [place]
         if not files or not files[0].exists():
@@ -135,7 +140,8 @@ def label(record: Record) -> str:
 
 
 def _load_file(path: Path) -> Baseline:
-    baseline = decode(read_bounded(path, _MAX_BASELINE_BYTES), Baseline, str(path))
+    text = read_bounded(path, _MAX_BASELINE_BYTES)
+    baseline = decode(text, Baseline, f"{path} is no baseline")
     if baseline.schema != BASELINE_SCHEMA:
         raise UserError(
             f"{path}: schema {baseline.schema!a}, this kvgauge reads {BASELINE_SCHEMA!r}"

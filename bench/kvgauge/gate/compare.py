@@ -116,9 +116,22 @@ def _judge_times(record: Record, values: dict[str, Interval], level: Series) -> 
         evidence |= {f"{clock}_ratio": center, f"{clock}_band": band}
         slower.append(low > 1 + band)
         faster.append(high < 1 / (1 + band))
-    ratios = ", ".join(f"{clock} x{evidence[f'{clock}_ratio']:.3f}" for clock in CLOCKS)
     kind, why = _kind(slower, faster)
+    outside = any(not 1 / (1 + b) <= r <= 1 + b for r, b in _told(evidence))
+    if kind == "same" and outside:
+        why = "no change shown: the interval of a median beyond the band reaches into it"
+    ratios = ", ".join(
+        f"{clock} x{ratio:.3f} (band {band:.0%})"
+        for clock, (ratio, band) in zip(CLOCKS, _told(evidence), strict=True)
+    )
     return Verdict(record.cell_id, label(record), kind, f"{why}: {ratios}", evidence)
+
+
+def _told(evidence: dict[str, float | int | None]) -> list[tuple[float, float]]:
+    """Of each clock the time over the baseline's, and the band."""
+    return [
+        (evidence[f"{clock}_ratio"] or 0.0, evidence[f"{clock}_band"] or 0.0) for clock in CLOCKS
+    ]
 
 
 def _busy(values: dict[str, Interval], level: Series) -> str | None:
@@ -137,5 +150,6 @@ def _kind(slower: list[bool], faster: list[bool]) -> tuple[VerdictKind, str]:
     if all(faster):
         return "faster", "beyond the band by every clock"
     if any(slower) or any(faster):
-        return "undecided", "beyond the band by some clocks only: the machine changed"
+        way = " and ".join(n for n, found in (("slower", slower), ("faster", faster)) if any(found))
+        return "undecided", f"{way} beyond the band by some clocks only: the machine changed"
     return "same", "within the band"
