@@ -17,6 +17,7 @@ from kvgauge import cli_audit, cli_doctor, cli_kernels, cli_rerun, cli_run, cli_
 from kvgauge.cli_load import load_run
 from kvgauge.errors import ExitCode, NotComparable, UserError
 from kvgauge.store.shield import SIGNALS
+from kvgauge.traces.axis import parse_count
 
 app = typer.Typer(
     name="kvgauge",
@@ -43,6 +44,38 @@ RunDir = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN_DIR")
 RunDirs = Annotated[list[Path], typer.Argument(help="Run folders.", metavar="RUN_DIR...")]
 
 
+def _tokens(text: str) -> Any:
+    def parse(said: object) -> int:
+        try:
+            return parse_count(str(said))
+        except UserError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    return typer.Option(help=text, parser=parse, metavar="N")
+
+
+def _print_version(asked: object) -> None:
+    if not asked:
+        return
+    from importlib import metadata
+
+    try:
+        typer.echo(f"kvgauge {metadata.version('kvgauge')}")
+    except metadata.PackageNotFoundError:
+        typer.echo("kvgauge (a checkout, not installed)")
+    raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Say it and exit."),
+    ] = False,
+) -> None:
+    del version  # its callback has said it
+
+
 @app.command()
 def models(as_json: AsJson = False) -> None:
     """The catalogue: shapes known by name."""
@@ -60,9 +93,9 @@ def plan(
     model: Annotated[
         str, typer.Argument(help="Catalogue name, config.json, its folder, or .gguf.")
     ],
-    prompt: Annotated[int, typer.Option(help="Prompt tokens.")] = 0,
-    think: Annotated[int, typer.Option(help="Thinking tokens.")] = 0,
-    answer: Annotated[int, typer.Option(help="Answer tokens.")] = 0,
+    prompt: Annotated[int, _tokens("Prompt tokens.")] = 0,
+    think: Annotated[int, _tokens("Thinking tokens: 50000, or 8k of 1,024.")] = 0,
+    answer: Annotated[int, _tokens("Answer tokens.")] = 0,
     batch: Annotated[int, typer.Option(help="Requests at once.")] = 1,
     kv_format: Annotated[
         str,
@@ -115,9 +148,9 @@ def report(
     """Draw what a run measured."""
     import kvgauge_reports as reports
 
+    runs = [load_run(folder) for folder in run_dirs]
     if html is None and pdf is None and md is None:
         raise UserError("report: say at least one of --html FILE, --pdf FILE, --md FILE")
-    runs = [load_run(folder) for folder in run_dirs]
     written = {}
     for kind, path, write in (
         ("html", html, reports.write_html),
@@ -248,6 +281,9 @@ def _interrupted() -> int:
 
 
 def _internal_or_usage(error: Exception) -> int:
+    if type(error).__name__ == "NoArgsIsHelpError":  # of the click that typer brings
+        print(getattr(error, "format_message", str)(), file=sys.stderr)
+        return ExitCode.USER
     message = getattr(error, "format_message", None)
     if message is not None:  # the argument parser's own: a wrong option or value
         hint = "" if not str(message()) else f"{message()} (see --help)"

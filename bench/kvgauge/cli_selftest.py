@@ -54,6 +54,8 @@ def selftest(
         )  # fmt: skip
     else:
         display_selftest.print_outcome(outcome)
-    display.note(f"wrote {out}; `kvgauge report {out} --html selftest.html` draws it")
+    display.note(
+        f"wrote {out}; `kvgauge report {out} --html selftest.html` draws it; the run is in {folder}"
+    )
     if outcome.code is not ExitCode.DONE:
         raise typer.Exit(outcome.code)

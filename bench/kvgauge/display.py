@@ -33,6 +33,7 @@ _SHOWN_OF_A_KIND = 3
 
 
 _WIDTH_OF_FILES = 160
+_SECONDS_TO_A_LINE = 30.0
 
 
 def out() -> Console:
@@ -101,8 +102,9 @@ def job_rows(jobs: Jobs) -> list[dict[str, Any]]:
     ]
 
 
-def print_jobs(rows: Sequence[dict[str, Any]], left_out: dict[str, str]) -> None:
+def print_jobs(jobs: Jobs) -> None:
     """`--list`."""
+    rows = job_rows(jobs)
     table = Table("cell", "what", "KV bytes", "", "estimated", box=None)
     for row in rows:
         table.add_row(
@@ -113,7 +115,9 @@ def print_jobs(rows: Sequence[dict[str, Any]], left_out: dict[str, str]) -> None
     console.print(table, soft_wrap=True)
     total_s = sum(row["estimate_s"] for row in rows)
     console.print(f"{len(rows)} cells, about {total_s / 60:.1f} minutes")
-    for name, reason in left_out.items():
+    for name, reason in jobs.cannot_run.items():
+        console.print(f"unsupported here: {escape(name)}: {escape(reason)}", soft_wrap=True)
+    for name, reason in jobs.left_out.items():
         console.print(f"left out: {escape(name)}: {escape(reason)}", soft_wrap=True)
 
 
@@ -258,7 +262,19 @@ def print_baseline(baseline: Baseline) -> None:
         console.print(escape(f"  {count} timed on {device}"), highlight=False)
 
 
-def progress_line(text: str) -> None:
-    """What is at work, on a line of its own of a terminal; nothing elsewhere."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{text[:100]}", end="", file=sys.stderr, flush=True)
+class ProgressLine:
+    """What is at work, on a line of its own of a terminal; elsewhere a line every half a minute."""
+
+    def __init__(self) -> None:
+        self._said = time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        """Empty: all is done."""
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{text[:100]}", end="", file=sys.stderr, flush=True)
+        elif text and time.monotonic() - self._said > _SECONDS_TO_A_LINE:
+            self._said = time.monotonic()
+            print(text, file=sys.stderr, flush=True)
+
+
+progress_line = ProgressLine()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
 from kvgauge.errors import UserError, did_you_mean, short
@@ -84,10 +84,13 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Jobs:
-    """All cells of a run, and what this machine leaves out of it with the reasons."""
+    """All cells of a run; what this machine leaves out of it, and backends asked for by name whose cells
+    will say `unsupported`, both with the reasons.
+    """
 
     jobs: tuple[Job, ...]
     left_out: dict[str, str]
+    cannot_run: dict[str, str] = field(default_factory=dict)
 
 
 def list_jobs(options: Options, device_kind: str) -> Jobs:
@@ -99,12 +102,13 @@ def list_jobs(options: Options, device_kind: str) -> Jobs:
     _check_backend_names(options.backends, table.values())
     active = [s for s in table.values() if not options.suites or s.name in options.suites]
     left_out: dict[str, str] = {}
+    cannot_run: dict[str, str] = {}
     jobs: list[Job] = []
     models = tuple(resolve(name) for name in (options.models or chosen.models))
     for suite in active:
-        missing = suite.missing(device_kind)
         # What was asked for by name is not left out: its cells say why where they do not run.
-        left_out |= {name: why for name, why in missing.items() if name not in options.backends}
+        for name, why in suite.missing(device_kind).items():
+            (cannot_run if name in options.backends else left_out)[name] = why
         request = _request(suite.name, options, chosen, models, device_kind)
         plans = suite.plans(request)
         if not plans:
@@ -123,7 +127,7 @@ def list_jobs(options: Options, device_kind: str) -> Jobs:
     if not jobs:
         why = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise UserError(f"no cell matches this choice{f' ({why})' if why else ''}")
-    return Jobs(tuple(jobs), left_out)
+    return Jobs(tuple(jobs), left_out, cannot_run)
 
 
 def _request(

@@ -136,11 +136,16 @@ def new_run_dir(name: str) -> Path:
 
 
 def _list(listed: Jobs, *, as_json: bool) -> None:
-    rows = display.job_rows(listed)
     if as_json:
-        display.print_json({"cells": rows, "left_out": listed.left_out})
+        display.print_json(
+            {
+                "cells": display.job_rows(listed),
+                "left_out": listed.left_out,
+                "unsupported": listed.cannot_run,
+            }
+        )
     else:
-        display.print_jobs(rows, listed.left_out)
+        display.print_jobs(listed)
 
 
 def _measure(

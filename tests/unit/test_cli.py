@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from faults.test_cli_faults import kvgauge
-from kvgauge import api
+from kvgauge import api, display
 from kvgauge.store.folder import RunFolder
 from records_for_tests import cell as make_cell
 from records_for_tests import failed, record, run_of
@@ -81,6 +82,39 @@ def test_list_measures_nothing(tmp_path: Path) -> None:
     )
     assert all(c["estimate_s"] > 0 for c in cells)
     assert not list(tmp_path.iterdir())
+
+
+def test_list_says_what_of_it_cannot_run() -> None:
+    asked = ("run", "--profile", "smoke", "--suite", "decode", "--backend", "flash-attn")
+    done = kvgauge(*asked, "--device", "cpu", "--list")
+    assert "unsupported here: flash-attn: flash-attn needs a CUDA device" in done.stdout
+
+
+def test_help_and_version() -> None:
+    for arguments in ((), ("baseline",)):
+        done = kvgauge(*arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("Usage:")
+        assert len(done.stderr.splitlines()) > 5
+    assert kvgauge("--version").stdout.startswith("kvgauge ")
+
+
+def test_tokens_in_thousands() -> None:
+    out = json.loads(kvgauge("plan", "llama-3.1-8b", "--think", "8k", "--json").stdout)
+    assert out["think_tokens"] == 8192
+    assert "Invalid value for '--think'" in kvgauge("plan", "llama-3.1-8b", "--think", "8x").stderr
+
+
+def test_progress_elsewhere_than_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    say = display.ProgressLine()
+    for at, text in ((29.0, "a"), (31.0, "b"), (60.0, "c"), (62.0, "d"), (99.0, "")):
+        now[0] = at
+        say(text)
+    assert capsys.readouterr().err == "b\nd\n"
 
 
 @pytest.fixture

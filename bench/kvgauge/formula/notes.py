@@ -27,7 +27,7 @@ def notes(shape: ModelShape, setting: Setting) -> tuple[str, ...]:
     ]
     said.append(
         "not modelled: activations, CUDA context, allocator fragmentation, engine reservations "
-        "(set them aside with reserve_bytes), communication between ranks"
+        "(--reserve-gb sets them aside), communication between ranks"
     )
     if setting.engine.not_modelled:
         said.append(f"not modelled, {setting.engine.not_modelled}")

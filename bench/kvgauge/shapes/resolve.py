@@ -44,7 +44,7 @@ def _unknown(model: str) -> str:
     if "/" in model or model.endswith((".json", ".gguf")):
         hint = f"; the catalogue has {' and '.join(close)}" if close else ""
         return f"{short(model)}: no such file or folder{hint}"
-    hint = f"did you mean {' or '.join(close)}?" if close else "`kvgauge models` lists the names;"
+    hint = f"did you mean {' or '.join(close)}?" if close else "`kvgauge models` lists the names."
     return (
         f"unknown model '{short(model)}': {hint} "
         "A path to a config.json, its folder or a .gguf works too"
