@@ -103,12 +103,12 @@ def load_baseline(path: str | Path) -> Baseline:
     Raises NotComparable where there is none, UserError where a file is not a baseline.
     """
     place = Path(path)
-    if (place / "manifest.json").is_file():
-        raise UserError(
-            f"{place} is a run folder, not a baseline: "
-            f"`kvgauge baseline make {place} --out baseline.json` makes one of it"
-        )
     try:
+        if (place / "manifest.json").is_file():
+            raise UserError(
+                f"{place} is a run folder, not a baseline: "
+                f"`kvgauge baseline make {place} --out baseline.json` makes one of it"
+            )
         files = sorted(place.glob("*.json")) if place.is_dir() else [place]
         if not files or not files[0].exists():
             raise NotComparable(f"no baseline at {place}: make one with `kvgauge baseline make`")
