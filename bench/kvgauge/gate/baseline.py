@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from kvgauge.errors import NotComparable, UserError
@@ -107,7 +108,7 @@ def load_baseline(path: str | Path) -> Baseline:
         if (place / "manifest.json").is_file():
             raise UserError(
                 f"{place} is a run folder, not a baseline: "
-                f"`kvgauge baseline make {place} --out baseline.json` makes one of it"
+                f"`kvgauge baseline make {quote(str(place))} --out baseline.json` makes one of it"
             )
         files = sorted(place.glob("*.json")) if place.is_dir() else [place]
         if not files or not files[0].exists():
