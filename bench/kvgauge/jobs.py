@@ -107,7 +107,7 @@ def list_jobs(options: Options, device_kind: str) -> Jobs:
     models = tuple(resolve(name) for name in (options.models or chosen.models))
     for suite in active:
         # What was asked for by name is not left out: its cells say why where they do not run.
-        for name, why in suite.missing(device_kind).items():
+        for name, why in suite.missing(device_kind, options.backends).items():
             (cannot_run if name in options.backends else left_out)[name] = why
         request = _request(suite.name, options, chosen, models, device_kind)
         plans = suite.plans(request)

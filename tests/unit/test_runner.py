@@ -246,6 +246,14 @@ def test_a_backend_without_pages_is_said_where_pages_were_asked_for() -> None:
     assert not [name for name in whole.left_out if name.endswith("in pages")]
 
 
+def test_what_is_measured_by_name_alone_can_run_where_it_is_named() -> None:
+    asked = {"suites": ("decode",), "kv_formats": ("fp16",), "think_tokens": (40,)}
+    named = jobs.list_jobs(jobs.Options(**asked, backends=("flex-attention",)), "cpu")  # type: ignore[arg-type]
+    assert "name it" not in str(named.cannot_run | named.left_out)
+    plain = jobs.list_jobs(jobs.Options(**asked), "cpu")  # type: ignore[arg-type]
+    assert "flex-attention" in plain.left_out
+
+
 def test_a_suite_without_a_fitting_cell_is_said() -> None:
     listed = jobs.list_jobs(jobs.Options(think_tokens=(10,)), "cpu")
     assert {job.suite.name for job in listed.jobs} == {"footprint", "decode"}

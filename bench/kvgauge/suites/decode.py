@@ -7,7 +7,7 @@ output against the float64 oracle, the kernel that ran, bytes, physics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -58,12 +58,12 @@ class Decode:
         """All but the oracle."""
         return tuple(name for name in BACKENDS if _timed(name))
 
-    def missing(self, device_kind: str) -> dict[str, str]:
-        """Backends that this machine cannot run, and those that are measured by name alone."""
+    def missing(self, device_kind: str, named: Collection[str] = ()) -> dict[str, str]:
+        """Backends that this machine cannot run, and of those measured by name alone the unnamed."""
         device = torch.device(device_kind)
-        asked = BY_NAME_ON_CPU if device_kind == "cpu" else {}
+        by_name = BY_NAME_ON_CPU if device_kind == "cpu" else {}
         reasons = {
-            name: b.available(device) or asked.get(name)
+            name: b.available(device) or (None if name in named else by_name.get(name))
             for name, b in BACKENDS.items()
             if _timed(name)
         }

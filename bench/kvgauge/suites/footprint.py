@@ -6,7 +6,7 @@ system (CPU) must agree within a stated share once the cache is large enough for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -42,9 +42,9 @@ class Footprint:
         """None: a footprint is held and not read."""
         return ()
 
-    def missing(self, device_kind: str) -> dict[str, str]:
+    def missing(self, device_kind: str, named: Collection[str] = ()) -> dict[str, str]:
         """Nothing: every device has memory."""
-        del device_kind
+        del device_kind, named
         return {}
 
     def plans(self, request: Request) -> Sequence[CellPlan]:

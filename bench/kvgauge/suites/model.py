@@ -7,7 +7,7 @@ shows it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from kvgauge.formats import kv_format
 from kvgauge.formula.moved import Operation, decode_operations, total_bytes, total_flops
@@ -60,9 +60,9 @@ class Model:
         """Either attention of transformers."""
         return tuple(_ATTENTION)
 
-    def missing(self, device_kind: str) -> dict[str, str]:
+    def missing(self, device_kind: str, named: Collection[str] = ()) -> dict[str, str]:
         """The suite needs transformers and the weights."""
-        del device_kind
+        del device_kind, named
         reasons = {f"model {name}": missing_packages(name) for name in WEIGHT_PACKAGES}
         return {name: reason for name, reason in reasons.items() if reason is not None}
 

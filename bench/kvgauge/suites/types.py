@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -102,8 +102,11 @@ class Suite(Protocol):
         """What `--backend` takes for this suite, whether the machine has it or not."""
         ...
 
-    def missing(self, device_kind: str) -> dict[str, str]:
-        """What of this suite the machine cannot run at all: name to reason."""
+    def missing(self, device_kind: str, named: Collection[str] = ()) -> dict[str, str]:
+        """What of this suite the machine cannot run at all: name to reason.
+
+        What is measured only where it is asked for by name is missing unless it is `named`.
+        """
         ...
 
     def plans(self, request: Request) -> Sequence[CellPlan]:
