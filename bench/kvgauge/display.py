@@ -104,17 +104,20 @@ def job_rows(jobs: Jobs) -> list[dict[str, Any]]:
 
 def print_jobs(jobs: Jobs) -> None:
     """`--list`."""
-    rows = job_rows(jobs)
     table = Table("cell", "what", "KV bytes", "", "estimated", box=None)
-    for row in rows:
+    cannot, total_s = 0, 0.0
+    for job, row in zip(jobs.jobs, job_rows(jobs), strict=True):
+        runs = job.plan.cell.backend not in jobs.cannot_run
+        cannot += not runs
+        total_s += row["estimate_s"] if runs else 0.0
         table.add_row(
             row["cell_id"], escape(row["label"]), f"{row['kv_bytes']:,}",
-            decimal_bytes(row["kv_bytes"]), seconds(row["estimate_s"]),
+            decimal_bytes(row["kv_bytes"]), seconds(row["estimate_s"]) if runs else "unsupported",
         )  # fmt: skip
     console = out()
     console.print(table, soft_wrap=True)
-    total_s = sum(row["estimate_s"] for row in rows)
-    console.print(f"{len(rows)} cells, about {total_s / 60:.1f} minutes")
+    of_them = f", {cannot} of them unsupported here" if cannot else ""
+    console.print(f"{len(jobs.jobs)} cells{of_them}, about {total_s / 60:.1f} minutes")
     for name, reason in jobs.cannot_run.items():
         console.print(f"unsupported here: {escape(name)}: {escape(reason)}", soft_wrap=True)
     for name, reason in jobs.left_out.items():

@@ -88,6 +88,9 @@ def test_list_says_what_of_it_cannot_run() -> None:
     asked = ("run", "--profile", "smoke", "--suite", "decode", "--backend", "flash-attn")
     done = kvgauge(*asked, "--device", "cpu", "--list")
     assert "unsupported here: flash-attn: flash-attn needs a CUDA device" in done.stdout
+    cells = [line for line in done.stdout.splitlines() if line.rstrip().endswith("unsupported")]
+    assert f"{len(cells)} cells, {len(cells)} of them unsupported here, about 0.0" in done.stdout
+    assert cells
 
 
 def test_help_and_version() -> None:
