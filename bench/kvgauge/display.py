@@ -34,6 +34,9 @@ _SHOWN_OF_A_KIND = 3
 
 _WIDTH_OF_FILES = 160
 _SECONDS_TO_A_LINE = 30.0
+_BELIEVED_S = 60.0
+# Cells that end so took none of the seconds that they were estimated at.
+_AT_ONCE = frozenset({"unsupported", "oom", "skipped"})
 
 
 def out() -> Console:
@@ -124,12 +127,21 @@ def print_jobs(jobs: Jobs) -> None:
         console.print(f"left out: {escape(name)}: {escape(reason)}", soft_wrap=True)
 
 
+def scaled_s(left_s: float, measured_s: float, elapsed_s: float) -> float:
+    """Seconds that the cells left will take: their estimates, scaled by how those of the measured ones held.
+
+    The first cells of a run are small ones of one suite, and say little of the others: the estimates are
+    believed like a minute of measuring that held them.
+    """
+    return max(left_s, 0.0) * (elapsed_s + _BELIEVED_S) / (measured_s + _BELIEVED_S)
+
+
 class Progress:
     """A live line with the time left; a plain line a tenth of the way where there is no terminal."""
 
     def __init__(self, jobs: Jobs) -> None:
-        self._total_s = sum(job.estimate_s for job in jobs.jobs) or 1.0
-        self._done_s = 0.0
+        self._left_s = sum(job.estimate_s for job in jobs.jobs)
+        self._measured_s = 0.0
         self._done = 0
         self._waiting = {job.plan.cell.cell_id for job in jobs.jobs}
         self._count = len(jobs.jobs)
@@ -156,17 +168,20 @@ class Progress:
         first = job.plan.cell.cell_id in self._waiting
         self._waiting.discard(job.plan.cell.cell_id)
         self._done += first
-        self._done_s += job.estimate_s if first else 0.0
-        elapsed_s = time.monotonic() - self._started
-        left_s = elapsed_s * (self._total_s - self._done_s) / max(self._done_s, 1e-9)
+        self._left_s -= job.estimate_s if first else 0.0
+        if first and record.status not in _AT_ONCE:
+            self._measured_s += job.estimate_s
         place = f"{self._done}/{self._count}" if first else "again"
         text = f"[{place}] {record_line(job.plan.cell.label(), record)}"
+        elapsed_s = time.monotonic() - self._started
+        left_s = scaled_s(self._left_s, self._measured_s, elapsed_s)
+        timed = f"{text} · {left_s:.0f} s left" if first else text
         if self._status is not None:
-            self._status.update(escape(f"{text} · {left_s:.0f} s left"))
+            self._status.update(escape(timed))
         if not first or record.status not in ("ok", "unsupported", "oom"):
             note(text)
         elif self._status is None and self._is_worth_a_line():
-            note(f"{text} · {left_s:.0f} s left")
+            note(timed)
 
     def _is_worth_a_line(self) -> bool:
         return self._done == self._count or self._done % max(1, self._count // 10) == 0

@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from faults.test_cli_faults import kvgauge
-from kvgauge import api, display
+from kvgauge import api, display, jobs
+from kvgauge.schema import Status
 from kvgauge.store.folder import RunFolder
 from records_for_tests import cell as make_cell
 from records_for_tests import failed, record, run_of
@@ -118,6 +120,31 @@ def test_progress_elsewhere_than_on_a_terminal(
         now[0] = at
         say(text)
     assert capsys.readouterr().err == "b\nd\n"
+
+
+def test_the_time_left_follows_the_estimates_until_much_was_measured() -> None:
+    assert display.scaled_s(left_s=300.0, measured_s=0.0, elapsed_s=0.0) == 300.0
+    assert display.scaled_s(300.0, measured_s=5.0, elapsed_s=20.0) < 400.0
+    assert display.scaled_s(300.0, 600.0, 1200.0) == pytest.approx(600.0, rel=0.1)
+    assert display.scaled_s(-1e-9, 600.0, 1200.0) == 0.0
+
+
+def test_cells_that_cannot_run_say_nothing_of_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
+    options = jobs.Options(
+        suites=("decode",), kv_formats=("fp16",), backends=("triton", "cpu"),
+        models=("smollm2-135m",), think_tokens=(16,),
+    )  # fmt: skip
+    listed = jobs.list_jobs(options, "cpu")
+    with display.Progress(listed) as progress:
+        for job in sorted(listed.jobs, key=lambda job: job.plan.cell.backend != "triton"):
+            status: Status = "unsupported" if job.plan.cell.backend == "triton" else "ok"
+            progress.show(job, replace(record(job.plan.cell), status=status))
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.endswith("· 1 s left")  # the other cell's estimate, unscaled
+    assert last.endswith("· 0 s left")
 
 
 @pytest.fixture
