@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import subprocess
 from collections.abc import Callable
@@ -87,7 +88,8 @@ def audit_kernels(
         raise UserError(f"audit-kernels: {error}") from error
     # An update asks the rules alone: what is worse than the old limits is what it is for.
     try:
-        found = audit({} if update else known, cases, chosen_targets, progress=progress)
+        said = _counted(progress, len(cases) * len(chosen_targets))
+        found = audit({} if update else known, cases, chosen_targets, progress=said)
     except (OSError, subprocess.SubprocessError) as error:
         raise UserError(f"audit-kernels: the compiler's tools do not run here: {error}") from error
     results = [with_formula(result) for result in found]
@@ -122,6 +124,12 @@ def with_formula(result: Result) -> Result:
     said = "no bytes that could be read" if moved is None else f"{moved:g} bytes"
     fault = f"its loop moves {said} a token and head, the formula says {expected}"
     return replace(result, faults=(*result.faults, fault))
+
+
+def _counted(progress: Callable[[str], None], total: int) -> Callable[[str], None]:
+    """Each text with its place, as `run` shows it: compiling takes minutes."""
+    places = itertools.count(1)
+    return lambda text: progress(f"[{next(places)}/{total}] {text}")
 
 
 def _usable_triton() -> str:

@@ -21,6 +21,7 @@ import torch
 
 from kernels_for_tests import make_view
 from kvgauge import cli
+from kvgauge.kernel_audit import audit_kernels
 from kvgauge_kernels.audit import compiling, limits, run
 from kvgauge_kernels.audit.cases import Case, default_cases
 from kvgauge_kernels.audit.elf import code_hash
@@ -85,6 +86,9 @@ def test_a_sound_kernel_passes_and_is_kept(
     monkeypatch.setattr(compiling, "compile_case", lambda *_: pytest.fail("compiled again"))
     assert start(monkeypatch, *ONE) == expected
     assert "1 kernels, 0 with faults" in capsys.readouterr().out
+    texts: list[str] = []
+    audit_kernels(("sm_90",), (ONE[3],), progress=texts.append)
+    assert [text.split("/fp16")[0] for text in texts] == ["[1/1] sm_90 split_decode"]
 
 
 @needs_triton
