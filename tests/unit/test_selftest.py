@@ -60,8 +60,11 @@ def test_a_bundle_that_the_report_draws(
     small: tuple[str, ...],
 ) -> None:  # fmt: skip
     assert start(monkeypatch, "selftest", *small, "--json") == 0
-    said = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    said = json.loads(printed.out)
     assert said["exit_code"] == 0
+    assert f"the run is in {said['run_dir']}" in printed.err
+    assert Path(said["run_dir"], "records.jsonl").is_file()
     (share,) = said["shares"]
     assert share["point"] == "smollm2-135m bf16 depth 64 batch 1"
     assert set(share) == {"point", "eager", "sdpa-flash"}
