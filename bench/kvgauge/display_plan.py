@@ -30,11 +30,17 @@ def print_plan(plan: Plan, fit: Fit | None, lines: Sequence[str] | None) -> None
     console.print(table, soft_wrap=True)
     for line in lines or ():
         console.print(escape(line), soft_wrap=True, highlight=False)
-    _print_notes(console, plan)
+    _print_notes(console, _notes(plan))
 
 
-def _print_notes(console: Console, plan: Plan) -> None:
-    for text in plan.notes:
+def _notes(plan: Plan) -> tuple[str, ...]:
+    if plan.think_tokens:
+        return plan.notes
+    return ("no thinking tokens were asked for: --think N", *plan.notes)
+
+
+def _print_notes(console: Console, texts: Sequence[str]) -> None:
+    for text in texts:
         console.print(f"  · {escape(text)}", style="dim", soft_wrap=True)
 
 
@@ -147,7 +153,7 @@ def print_sweep(axis: Axis, plans: Sequence[Plan]) -> None:
         table.add_row(*cells, "#" * max(round(_BAR_CHARS * size / top), 1 if size else 0))
     console = out()
     console.print(table, soft_wrap=True)
-    _print_notes(console, plans[0])
+    _print_notes(console, plans[0].notes if axis.name == "think" else _notes(plans[0]))
 
 
 def _speed(plan: Plan) -> tuple[str, str]:
@@ -185,8 +191,7 @@ def print_comparison(labels: Sequence[str], plans: Sequence[Plan]) -> None:
         table.add_row(name, *map(escape, cells))
     console = out()
     console.print(table, soft_wrap=True)
-    for text in dict.fromkeys(note for plan in plans for note in plan.notes):
-        console.print(f"  · {escape(text)}", style="dim", soft_wrap=True)
+    _print_notes(console, tuple(dict.fromkeys(note for plan in plans for note in _notes(plan))))
 
 
 def _decimal(size: int | None) -> str:

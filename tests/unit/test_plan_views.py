@@ -92,6 +92,16 @@ def test_views_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert "does not fit" in capsys.readouterr().out
 
 
+def test_a_plan_without_thinking_tokens_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    none, some, thought = PlanOptions(prompt=9), PlanOptions(think=9), Views(sweep="think=0,9")
+    for options, views, says in (
+        (none, Views(), True), (some, Views(), False), (none, Views(sweep="batch=1,8"), True),
+        (none, thought, False), (none, Views(compare=("int8",)), True),
+    ):  # fmt: skip
+        plan_command.run(MODEL, options, views, None)
+        assert ("no thinking tokens were asked for" in capsys.readouterr().out) is says
+
+
 @pytest.mark.parametrize(
     "label", ["gpu=H200+gpu=H100", "H200+gpu=H200", "int8+kv-format=int4", "tp=2+batch=8+tp=4"]
 )
