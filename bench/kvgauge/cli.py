@@ -15,9 +15,9 @@ import typer
 
 from kvgauge import cli_audit, cli_doctor, cli_kernels, cli_rerun, cli_run, cli_selftest, display
 from kvgauge.cli_load import load_run
+from kvgauge.cli_options import tokens
 from kvgauge.errors import ExitCode, NotComparable, UserError
 from kvgauge.store.shield import SIGNALS
-from kvgauge.traces.axis import parse_count
 
 app = typer.Typer(
     name="kvgauge",
@@ -42,16 +42,6 @@ _print_json = display.print_json
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 RunDir = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN_DIR")]
 RunDirs = Annotated[list[Path], typer.Argument(help="Run folders.", metavar="RUN_DIR...")]
-
-
-def _tokens(text: str) -> Any:
-    def parse(said: object) -> int:
-        try:
-            return parse_count(str(said))
-        except UserError as error:
-            raise typer.BadParameter(str(error)) from None
-
-    return typer.Option(help=text, parser=parse, metavar="N")
 
 
 def _print_version(asked: object) -> None:
@@ -93,9 +83,9 @@ def plan(
     model: Annotated[
         str, typer.Argument(help="Catalogue name, config.json, its folder, or .gguf.")
     ],
-    prompt: Annotated[int, _tokens("Prompt tokens.")] = 0,
-    think: Annotated[int, _tokens("Thinking tokens: 50000, or 8k of 1,024.")] = 0,
-    answer: Annotated[int, _tokens("Answer tokens.")] = 0,
+    prompt: Annotated[int, tokens("Prompt tokens.")] = 0,
+    think: Annotated[int, tokens("Thinking tokens: 50000, or 8k of 1,024.")] = 0,
+    answer: Annotated[int, tokens("Answer tokens.")] = 0,
     batch: Annotated[int, typer.Option(help="Requests at once.")] = 1,
     kv_format: Annotated[
         str,

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from kvgauge.cli_options import tokens
+
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
@@ -34,7 +36,7 @@ def run(
     ] = None,
     think: Annotated[
         list[int] | None,
-        typer.Option(help="Tokens in the cache instead of the profile's depths; repeat."),
+        tokens("Tokens in the cache instead of the profile's depths: 500, or 8k of 1,024; repeat."),
     ] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Batches; repeat for several.")] = None,
     cache_state: Annotated[

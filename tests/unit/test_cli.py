@@ -108,6 +108,11 @@ def test_tokens_in_thousands() -> None:
     out = json.loads(kvgauge("plan", "llama-3.1-8b", "--think", "8k", "--json").stdout)
     assert out["think_tokens"] == 8192
     assert "Invalid value for '--think'" in kvgauge("plan", "llama-3.1-8b", "--think", "8x").stderr
+    depths = ("--think", "1k", "--think", "1500", "--list", "--json")
+    listed = json.loads(kvgauge("run", "--suite", "footprint", *depths).stdout)
+    assert {cell["label"].split(" · ")[2] for cell in listed["cells"]} == {
+        "1024 tokens", "1500 tokens",
+    }  # fmt: skip
 
 
 def test_progress_elsewhere_than_on_a_terminal(
