@@ -112,7 +112,8 @@ def list_jobs(options: Options, device_kind: str) -> Jobs:
         request = _request(suite.name, options, chosen, models, device_kind)
         plans = suite.plans(request)
         if not plans:
-            left_out.setdefault(f"suite {suite.name}", "no cell of it fits this choice")
+            why = f"no cell of it fits this choice: it takes {suite.takes()}"
+            left_out.setdefault(f"suite {suite.name}", why)
         jobs += [
             Job(suite, plan, suite.estimate_s(plan, chosen.criterion, device_kind))
             for plan in plans
@@ -125,8 +126,8 @@ def list_jobs(options: Options, device_kind: str) -> Jobs:
         if not options.kv_formats:
             left_out |= _too_short(chosen, options.page_sizes)
     if not jobs:
-        why = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
-        raise UserError(f"no cell matches this choice{f' ({why})' if why else ''}")
+        said = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        raise UserError(f"no cell matches this choice{f' ({said})' if said else ''}")
     return Jobs(tuple(jobs), left_out, cannot_run)
 
 

@@ -11,6 +11,7 @@ import torch
 
 from kvgauge import jobs, runner
 from kvgauge.devices.cpu import CpuDevice
+from kvgauge.errors import UserError
 from kvgauge.store.folder import RunFolder
 from kvgauge.suites.hf_engine import WEIGHT_PACKAGES, Engine, missing_packages
 from kvgauge.suites.model import Model
@@ -70,6 +71,11 @@ def test_the_hugging_face_package_kernels_is_not_shadowed() -> None:
         check=False,
     )  # fmt: skip
     assert done.stdout.strip() == "fine", done.stderr
+
+
+def test_a_choice_without_a_cell_is_told_what_has_cells() -> None:
+    with pytest.raises(UserError, match="it takes smollm2-135m alone, at batch 1, in fp32,"):
+        jobs.list_jobs(jobs.Options(suites=("model",), models=("gpt2",)), "cpu")
 
 
 def test_without_the_weights_the_suite_says_what_to_install(

@@ -69,6 +69,10 @@ class Decode:
         }
         return {name: reason for name, reason in reasons.items() if reason is not None}
 
+    def takes(self) -> str:
+        """What its backends read."""
+        return "every model, by backends that read the format and the layout"
+
     def plans(self, request: Request) -> Sequence[CellPlan]:
         """Every model, format, batch and depth, by each backend that reads the format.
 

@@ -47,6 +47,10 @@ class Footprint:
         del device_kind, named
         return {}
 
+    def takes(self) -> str:
+        """Whatever there is a shape of."""
+        return "every model, format and depth"
+
     def plans(self, request: Request) -> Sequence[CellPlan]:
         """Every model, format, batch and depth; the smallest first."""
         plans = [

@@ -66,6 +66,11 @@ class Model:
         reasons = {f"model {name}": missing_packages(name) for name in WEIGHT_PACKAGES}
         return {name: reason for name, reason in reasons.items() if reason is not None}
 
+    def takes(self) -> str:
+        """Models with real weights at hand, as `plans` has them."""
+        models, formats = ", ".join(WEIGHT_PACKAGES), ", ".join(_NATIVE)
+        return f"{models} alone, at batch 1, in {formats}, from {PROMPT_TOKENS} tokens on"
+
     def plans(self, request: Request) -> Sequence[CellPlan]:
         """The depths in rising order for each model, format and attention: one trace, visited.
 

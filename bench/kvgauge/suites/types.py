@@ -109,6 +109,10 @@ class Suite(Protocol):
         """
         ...
 
+    def takes(self) -> str:
+        """Which choices have cells here, in words, for those that have none."""
+        ...
+
     def plans(self, request: Request) -> Sequence[CellPlan]:
         """The cells, in the order in which they are to be measured."""
         ...
