@@ -138,7 +138,7 @@ def print_sweep(axis: Axis, plans: Sequence[Plan]) -> None:
     carded = plans[0].gpu is not None
     heads = [axis.name, "tokens", "KV a token", "KV a request", "KV of the batch"]
     heads += ["requests", "step, at best", "tokens/s"] if carded else []
-    table = Table(*heads, "", box=None)
+    table = Table(*heads, "KV of the batch, drawn", box=None)
     for column in table.columns[:-1]:
         column.justify = "right"
     sizes = [plan.kv_bytes_per_batch for plan in plans]

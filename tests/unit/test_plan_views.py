@@ -81,6 +81,7 @@ def test_views_as_json() -> None:
 def test_views_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     for views, says in (
         (Views(sweep="batch=1,8"), "########"),
+        (Views(sweep="batch=1,8"), "KV of the batch, drawn"),
         (Views(compare=("int8", "h100")), "1 x H100-SXM"),
         (Views(explain=True, fit=True), "longest trace"),
     ):
