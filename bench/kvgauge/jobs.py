@@ -9,6 +9,7 @@ from typing import Any, get_args
 from kvgauge.errors import UserError, did_you_mean, short
 from kvgauge.formats import kv_format
 from kvgauge.schema import CacheState, Launch
+from kvgauge.shapes.catalogue import NAMES
 from kvgauge.shapes.resolve import resolve
 from kvgauge.shapes.types import ModelShape
 from kvgauge.suites.profiles import Profile, profile
@@ -95,6 +96,7 @@ class Jobs:
 
 def list_jobs(options: Options, device_kind: str) -> Jobs:
     """The cells of a run in order; raises UserError for unknown names or an empty choice."""
+    _check_one_name_each(options)
     chosen, table = profile(options.profile), suites()
     for name in options.suites:
         if name not in table:
@@ -129,6 +131,22 @@ def list_jobs(options: Options, device_kind: str) -> Jobs:
         said = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise UserError(f"no cell matches this choice{f' ({said})' if said else ''}")
     return Jobs(tuple(jobs), left_out, cannot_run)
+
+
+def _check_one_name_each(options: Options) -> None:
+    """A comma joins no names here, as it does where `plan --compare` takes several."""
+    for option, given in (
+        ("--suite", options.suites), ("--model", options.models), ("--backend", options.backends),
+        ("--kv-format", options.kv_formats),
+    ):  # fmt: skip
+        for said in given:
+            names = said.split(",")
+            # A path to a model may have commas; names of the catalogue have none.
+            if len(names) > 1 and (option != "--model" or {*map(str.lower, names)} <= {*NAMES}):
+                each = " ".join(f"{option} {name}" for name in names if name)
+                raise UserError(
+                    f"{option} {short(said)}: the option is given once for each: {short(each)}"
+                )
 
 
 def _request(

@@ -57,6 +57,12 @@ def refused(*arguments: str, cwd: Path = ROOT) -> str:
         (("run", "--kv-format", "q8_0", "--list"), "planned but not measured"),
         (("run", "--kv-format", "fp8", "--list"), "did you mean fp8_e4m3 or fp8_e5m2?"),
         (
+            ("run", "--kv-format", "int8,fp16"),
+            "given once for each: --kv-format int8 --kv-format fp16",
+        ),
+        (("run", "--model", "gpt2,qwen3-8b"), "given once for each: --model gpt2 --model qwen3-8b"),
+        (("run", "--model", "gpt2,x.json"), "no such file or folder"),
+        (
             ("run", "--backend", "cpuq", "--list"),
             "unknown backend 'cpuq': did you mean cpu or cpu-q8?",
         ),
