@@ -15,7 +15,7 @@ smoke (the default), standard, nightly
 test
     ruff, mypy, import-linter and pytest; all of them run, whichever fails
 
-The first start makes .venv (a minute or more; 3 GB, with a CUDA build of torch 6 GB); later starts
+The first start makes .venv (several minutes; 3 GB, with a CUDA build of torch 6 GB); later starts
 reuse it.
 A Python that has a CUDA build of torch 2.11 or newer lends it: nothing is installed over it.
 
@@ -207,7 +207,7 @@ make_venv() {
         tail -n 25 -- "$log" >&2
         die 2 "$py could not make a virtual environment in $venv (above)"
     }
-    say "installing into $venv (log: $log)"
+    say "installing into $venv, which takes several minutes (log: $log)"
     case $torch_from in
         adopted)
             adopt_torch
