@@ -4,9 +4,9 @@ Each function defines its figure exactly, so that it can be computed again from 
 "Counted" records are those of `select.comparable`: last attempt, status ok, trusted, the run's own
 device. Where nothing was counted the answer is empty or None: never zero, never an estimate. Of
 several counted records alike in setting, depth and backend the first of the run stands for all.
-"Complete" times of a setting and depth are counted times where no ok record was left out that may have
-been the fastest: its quickest sample is below the least median that counts. Quotients of two records are in
-`ratios`.
+"Complete" times of a setting and depth are counted times where no flagged record was left out that may
+have been the fastest: its quickest sample is as short as the least median that counts. Quotients of two
+records are in `ratios`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,10 @@ def _withheld(run: Run, figures: dict[str, Any]) -> frozenset[str]:
         replace(r, trust=Trust(ok=True)) if r.status == "ok" else r for r in run.records
     )
     all_counted = _figures(replace(run, records=believed))
-    return frozenset(name for name, each in figures.items() if not each and all_counted[name])
+    names = {name for name, each in figures.items() if not each and all_counted[name]}
+    timed = {s.fast.cache.format for s in figures["quantized_time"]}
+    of_formats = {s.fast.cache.format for s in all_counted["quantized_time"]} - timed
+    return frozenset(names | {f"quantized_time {name}" for name in of_formats})
 
 
 def bytes_per_token(run: Run) -> tuple[BytesPerToken, ...]:

@@ -95,7 +95,9 @@ class Cells:
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """All figures of the first screen; `withheld` names those that only flagged records would give."""
+    """All figures of the first screen; `withheld` names those that only flagged records would give,
+    and as `quantized_time int4` the formats whose times are missing for that alone.
+    """
 
     bytes_per_token: tuple[BytesPerToken, ...]
     footprint: Footprint | None

@@ -114,11 +114,11 @@ def counted_times(run: Run) -> Times:
 
 def complete_times(run: Run, backends: Container[str] | None = None) -> Times:
     """`counted_times` of those backends (None: all) at the depths where none that may be the fastest is
-    left out: no ok record with a sample below the least median that counts.
+    left out: no flagged record with a sample as short as the least median that counts.
     """
     quickest: dict[tuple[Setting, int], float] = {}
-    for record, _ in select.excluded(run):
-        time = timing(record) if record.status == "ok" and record.scope == "attention" else None
+    for record in select.of_scope(select.flagged(run), "attention"):
+        time = timing(record)
         if time and (backends is None or backend_name(record) in backends):
             at = setting(record), record.trace.depth_tokens
             quickest[at] = min(quickest.get(at, math.inf), time.median, *time.samples)

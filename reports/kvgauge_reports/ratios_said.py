@@ -49,7 +49,7 @@ def quantized_text(head: Headline, names: Names) -> str:
                 where += f" ({_where(each.time, names)})"
             said.append(say.pace(each.time) + where)
         elif top:
-            said.append(f"time {say.absent(head, 'quantized_time')}")
+            said.append(f"time {say.absent(head, f'quantized_time {each.name}')}")
         parts.append(f"{each.name} {', '.join(said)}")
     if len(found) > MAX_FORMATS:
         parts.append(f"{plural(len(found) - MAX_FORMATS, 'format')} more in the table")

@@ -74,6 +74,17 @@ def excluded(run: Run) -> tuple[tuple[Record, str], ...]:
     return tuple((record, why) for record, why in found if why is not None)
 
 
+def flagged(run: Run) -> tuple[Record, ...]:
+    """Those of them that are right, and of the run's own device, but were disturbed."""
+    home = run.manifest.device
+    return tuple(
+        record
+        for record, _ in excluded(run)
+        if record.status == "ok"
+        and (record.device.kind, record.device.name) == (home.kind, home.name)
+    )
+
+
 def unreached(run: Run) -> tuple[str, ...]:
     """Ids of cells that the run listed and has no record of."""
     seen = {record.cell_id for record in run.records}

@@ -224,7 +224,8 @@ def test_no_baseline_and_a_broken_one(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text("{")
     with pytest.raises(UserError, match=r"b\.json is no baseline"):
         load_baseline(tmp_path)
-    (tmp_path / "manifest.json").write_text("{}")
+    for name in ("manifest.json", "records.jsonl"):
+        (tmp_path / name).write_text("{}")
     with pytest.raises(UserError, match=r"is a run folder, not a baseline: `kvgauge baseline make"):
         load_baseline(tmp_path)
 
@@ -232,6 +233,7 @@ def test_no_baseline_and_a_broken_one(tmp_path: Path) -> None:
 def test_a_run_folder_is_told_with_a_command_that_can_be_pasted(tmp_path: Path) -> None:
     folder = tmp_path / "my run"
     folder.mkdir()
-    (folder / "manifest.json").write_text("{}")
+    for name in ("manifest.json", "records.jsonl"):
+        (folder / name).write_text("{}")
     with pytest.raises(UserError, match=f"baseline make '{folder}' --out baseline.json`"):
         load_baseline(folder)

@@ -250,3 +250,26 @@ def test_an_interval_that_includes_one_decides_nothing() -> None:
     slow = headline(make_run()).fused[0]
     undecided = Speedup(slow.slow, slow.fast, 1.1, 0.9, 1.3, None)
     assert undecided.verdict == "undecided"
+
+
+def test_what_another_device_measured_hides_nothing() -> None:
+    run = make_run()
+    foreign = tuple(
+        replace(r, cell_id=r.cell_id[::-1], device=DeviceRef("cpu", "another machine", None))
+        for r in run.records
+    )
+    both = Run(run.manifest, (*run.records, *foreign))
+    assert headline(both).best == headline(run).best
+    assert headline(both).fused == headline(run).fused
+
+
+def test_a_formats_flagged_time_is_not_called_unmeasured() -> None:
+    run = make_run()
+    records = tuple(
+        replace(r, trust=Trust(False, ("drifting",)))
+        if r.cache.format == "int8" and r.scope == "attention"
+        else r
+        for r in run.records
+    )
+    head = headline(Run(run.manifest, records))
+    assert "quantized_time int8" in head.withheld

@@ -105,7 +105,7 @@ def load_baseline(path: str | Path) -> Baseline:
     """
     place = Path(path)
     try:
-        if (place / "manifest.json").is_file():
+        if (place / "manifest.json").is_file() and (place / "records.jsonl").is_file():
             raise UserError(
                 f"{place} is a run folder, not a baseline: "
                 f"`kvgauge baseline make {quote(str(place))} --out baseline.json` makes one of it"

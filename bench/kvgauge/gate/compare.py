@@ -121,7 +121,7 @@ def _judge_times(record: Record, values: dict[str, Interval], level: Series) -> 
     if kind == "same" and outside:
         why = "no change shown: the interval of a median beyond the band reaches into it"
     ratios = ", ".join(
-        f"{clock} x{ratio:.3f} (band {band:.0%})"
+        f"{clock} x{ratio:.3f} (band {100 * band:.3g}%)"
         for clock, (ratio, band) in zip(CLOCKS, _told(evidence), strict=True)
     )
     return Verdict(record.cell_id, label(record), kind, f"{why}: {ratios}", evidence)
