@@ -24,14 +24,14 @@ def audit_kernels(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """GPU kernels compiled and inspected with no GPU; exit 4 where one is not as it must be."""
-    from kvgauge import display, display_kernels
+    from kvgauge import display, display_kernels, display_progress
     from kvgauge.kernel_audit import audit_kernels as run
 
     report = run(
         tuple(target or ()), tuple(kernel or ()), limits,
-        update=update, progress=display.progress_line,
+        update=update, progress=display_progress.progress_line,
     )  # fmt: skip
-    display.progress_line("")
+    display_progress.progress_line("")
     if as_json:
         display.print_json(report.to_json())
     else:
@@ -50,7 +50,7 @@ def tune_kernels(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Time audited configurations of the triton kernels on this GPU and keep the best ones."""
-    from kvgauge import display, run_command, tune
+    from kvgauge import display, display_progress, run_command, tune
     from kvgauge.devices import cuda_calls
     from kvgauge.devices.nvml import gpu_count
     from kvgauge.devices.select import select_device
@@ -61,9 +61,9 @@ def tune_kernels(
     with run_command.held(device):
         report = tune.tune(
             device, tuple(kv_format or tune.FORMATS), tuple(head_dim or (128,)), seed,
-            progress=display.progress_line,
+            progress=display_progress.progress_line,
         )  # fmt: skip
-    display.progress_line("")
+    display_progress.progress_line("")
     if as_json:
         display.print_json(report.to_json())
     else:

@@ -25,7 +25,7 @@ def selftest(
     """
     import sys
 
-    from kvgauge import display, display_selftest, run_command
+    from kvgauge import display, display_progress, display_selftest, run_command
     from kvgauge.devices.select import select_device
     from kvgauge.selftest.command import options_for
     from kvgauge.selftest.command import selftest as run
@@ -39,9 +39,9 @@ def selftest(
     folder = run_dir or run_command.new_run_dir("selftest")
     with run_command.held(chosen):
         outcome = run(
-            chosen, options, folder, out, ["kvgauge", *sys.argv[1:]], display.progress_line
+            chosen, options, folder, out, ["kvgauge", *sys.argv[1:]], display_progress.progress_line
         )
-    display.progress_line("")
+    display_progress.progress_line("")
     if as_json:
         display.print_json(
             {

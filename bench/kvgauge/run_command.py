@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from kvgauge import attempt, display, runner
+from kvgauge import attempt, display, display_progress, runner
 from kvgauge import resume as resuming
 from kvgauge.devices.cuda import CudaDevice
 from kvgauge.devices.lock import gpu_lock
@@ -160,7 +160,7 @@ def _measure(
 ) -> None:
     """Measure what is `listed`, to the end of the run."""
     command = ["kvgauge", *sys.argv[1:]]
-    with display.Progress(listed) as progress:
+    with display_progress.Progress(listed) as progress:
         result = runner.execute(options, device, folder, command, progress.show, earlier, measure)
     display.print_run(result, folder.path)
     if as_json:

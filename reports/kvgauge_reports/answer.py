@@ -60,7 +60,7 @@ def paragraph(run: Run, head: Headline) -> tuple[str, ...]:
         cells += "; the others are listed with their reasons"
     told = [s.text for s in rest if s.measured]
     missing = [s.text for s in rest if not s.measured and s.text]
-    if not told:
+    if not told and not head.cells.counted:
         told = ["No figure can be given: no cell of this run was measured and trusted"]
     elif missing:
         told.append("; ".join(missing))

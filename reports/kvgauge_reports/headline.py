@@ -62,10 +62,20 @@ def _withheld(run: Run, figures: dict[str, Any]) -> frozenset[str]:
         replace(r, trust=Trust(ok=True)) if r.status == "ok" else r for r in run.records
     )
     all_counted = _figures(replace(run, records=believed))
-    names = {name for name, each in figures.items() if not each and all_counted[name]}
+    names = _sayable(all_counted) - _sayable(figures)
     timed = {s.fast.cache.format for s in figures["quantized_time"]}
     of_formats = {s.fast.cache.format for s in all_counted["quantized_time"]} - timed
     return frozenset(names | {f"quantized_time {name}" for name in of_formats})
+
+
+def _sayable(figures: dict[str, Any]) -> set[str]:
+    """Those that hold a number: a record may count and lack its floor or its tokens a second."""
+    names = {name for name, each in figures.items() if each}
+    if all(best.floor_ratio is None for best in figures["best"]):
+        names.discard("best")
+    if not any(steps.deepest_tokens_per_s for steps in figures["steps"]):
+        names.discard("steps")
+    return names
 
 
 def bytes_per_token(run: Run) -> tuple[BytesPerToken, ...]:

@@ -34,11 +34,13 @@ def overview_table(run: Run, head: Headline) -> Table:
     saved = {_key(each.quantized): each for each in head.quantized_bytes}
     quantized = {_key(each.fast): each for each in head.quantized_time}
     pages = {_key(each.fast): each for each in head.pages}
+    timed = {_key(r): r for r in (*(s.fast for s in (*head.pages, *head.quantized_time, *head.fused)),
+                                  *(each.record for each in head.best))}  # fmt: skip
     # A format without a time goes under its model's other formats, which say how many layers.
-    labels = {key.in_format(""): names.setting(each.record) for key, each in best.items()}
+    labels = {key.in_format(""): names.setting(record) for key, record in timed.items()}
     groups: dict[str, list[Row]] = {}
-    for key in dict.fromkeys((*best, *memory)):
-        record = best[key].record if key in best else memory[key].record
+    for key in dict.fromkeys((*best, *memory, *timed)):
+        record = timed[key] if key in timed else memory[key].record
         held, top = memory.get(key), best.get(key)
         cells = (
             Cell(say.fmt(record)),

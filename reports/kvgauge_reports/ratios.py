@@ -62,10 +62,12 @@ def quantized_bytes(run: Run) -> tuple[BytesSaved, ...]:
 def quantized_speedups(run: Run) -> tuple[Speedup, ...]:
     """For each setting in a quantized format with a 16-bit twin (fp16, bf16), at the largest depth with
     complete `attention` times of it and of every twin: the smallest time_s.median of all twins and
-    backends / the smallest of the format. Under 1: slower than the best that 16 bits do here.
+    backends / the smallest of the format. Under 1: slower than the best that 16 bits do here. A twin
+    whose times are all flagged has no complete ones.
     """
     complete = complete_times(run)
-    measured = {key for key, depths in counted_times(run).items() if depths}
+    measured = {*counted_times(run)}
+    measured |= {setting(r) for r in select.of_scope(select.flagged(run), "attention") if timing(r)}
     found = []
     for key, depths in complete.items():
         twins = [complete.get(twin, {}) for twin in _twins(key, measured)]

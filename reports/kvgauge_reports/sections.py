@@ -100,8 +100,8 @@ def _notes(run: Run) -> tuple[str, ...]:
     if repeated:
         attempts = plural(repeated, "repeated attempt")
         notes.append(
-            f"{attempts} of cells: the last one counts, unless it was disturbed and an earlier one "
-            "was not: then that one stands."
+            f"{attempts} of cells: the last one counts, unless it was disturbed and one before it "
+            "was measured undisturbed: then that one stands."
         )
     if run.torn_lines:
         notes.append(f"{plural(run.torn_lines, 'torn line')} of records.jsonl could not be read.")

@@ -75,7 +75,7 @@ def excluded(run: Run) -> tuple[tuple[Record, str], ...]:
 
 
 def flagged(run: Run) -> tuple[Record, ...]:
-    """Those of them that are right, and of the run's own device, but were disturbed."""
+    """Those of `excluded` that are right, and of the run's own device, but were disturbed."""
     home = run.manifest.device
     return tuple(
         record

@@ -122,7 +122,7 @@ struct Head {
     for (size_t i = 0; i < blocks.size(); ++i)
       arithmetic.template scores<kHeads>(p, 0, blocks[i], next(i), scales, p.block_tokens, scores);
   }
-  // The copy of the scores, which become weights in place, counts too: a fifteenth of it.
+  // The copy of the scores, which become weights in place, counts too.
   __attribute__((noinline)) void softmax() {
     for (size_t i = 0; i < blocks.size(); ++i) {
       std::memcpy(weights, scores, sizeof(float) * kHeads * kBlock);

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from faults.test_cli_faults import kvgauge
-from kvgauge import api, display, jobs
+from kvgauge import api, display_progress, jobs
 from kvgauge.schema import Status
 from kvgauge.store.folder import RunFolder
 from records_for_tests import cell as make_cell
@@ -108,6 +108,9 @@ def test_tokens_in_thousands() -> None:
     out = json.loads(kvgauge("plan", "llama-3.1-8b", "--think", "8k", "--json").stdout)
     assert out["think_tokens"] == 8192
     assert "Invalid value for '--think'" in kvgauge("plan", "llama-3.1-8b", "--think", "8x").stderr
+    most = kvgauge("plan", "llama-3.1-8b", "--think", "1000000001").stderr
+    assert "up to 1000000000" in most
+    assert kvgauge("plan", "llama-3.1-8b", "--think", "0000000001000000000").returncode == 0
     depths = ("--think", "1k", "--think", "1500", "--list", "--json")
     listed = json.loads(kvgauge("run", "--suite", "footprint", *depths).stdout)
     assert {cell["label"].split(" · ")[2] for cell in listed["cells"]} == {
@@ -120,7 +123,7 @@ def test_progress_elsewhere_than_on_a_terminal(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    say = display.ProgressLine()
+    say = display_progress.ProgressLine()
     for at, text in ((29.0, "a"), (31.0, "b"), (60.0, "c"), (62.0, "d"), (99.0, "")):
         now[0] = at
         say(text)
@@ -128,10 +131,10 @@ def test_progress_elsewhere_than_on_a_terminal(
 
 
 def test_the_time_left_follows_the_estimates_until_much_was_measured() -> None:
-    assert display.scaled_s(left_s=300.0, measured_s=0.0, elapsed_s=0.0) == 300.0
-    assert display.scaled_s(300.0, measured_s=5.0, elapsed_s=20.0) < 400.0
-    assert display.scaled_s(300.0, 600.0, 1200.0) == pytest.approx(600.0, rel=0.1)
-    assert display.scaled_s(-1e-9, 600.0, 1200.0) == 0.0
+    assert display_progress.scaled_s(left_s=300.0, measured_s=0.0, elapsed_s=0.0) == 300.0
+    assert display_progress.scaled_s(300.0, measured_s=5.0, elapsed_s=20.0) < 400.0
+    assert display_progress.scaled_s(300.0, 600.0, 1200.0) == pytest.approx(600.0, rel=0.1)
+    assert display_progress.scaled_s(-1e-9, 600.0, 1200.0) == 0.0
 
 
 def test_cells_that_cannot_run_say_nothing_of_the_time_left(
@@ -143,7 +146,7 @@ def test_cells_that_cannot_run_say_nothing_of_the_time_left(
         models=("smollm2-135m",), think_tokens=(16,),
     )  # fmt: skip
     listed = jobs.list_jobs(options, "cpu")
-    with display.Progress(listed) as progress:
+    with display_progress.Progress(listed) as progress:
         for job in sorted(listed.jobs, key=lambda job: job.plan.cell.backend != "triton"):
             status: Status = "unsupported" if job.plan.cell.backend == "triton" else "ok"
             progress.show(job, replace(record(job.plan.cell), status=status))

@@ -151,6 +151,8 @@ def test_the_operator_is_seen_and_has_a_fake() -> None:
         q.to("meta"), view.k.to("meta"), view.v.to("meta"), *none, "fp16", 16, 0, 0
     )
     assert (fake.shape, fake.dtype) == (out.shape, out.dtype)
+    with pytest.raises(ValueError, match="tensors of several devices: cpu, meta"):
+        torch.ops.kvgauge.cpu_decode(q, view.k.to("meta"), view.v, *none, "fp16", 16, 0, 0)
 
 
 @pytest.mark.parametrize("k_dim", [16, 48, 64, 128, 576])

@@ -143,7 +143,7 @@ def test_the_whole_interval_must_lie_beyond_the_band() -> None:
         "no change shown: the interval of a median beyond the band reaches into it"
         in verdict.reason
     )
-    assert "seconds x1.675 (band 50%)" in verdict.reason
+    assert "seconds x1.675 (band 0.667 to 1.500)" in verdict.reason
 
 
 def test_undecided_says_which_way() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kvgauge import display, jobs, runner
+from kvgauge import display_progress, jobs, runner
 from kvgauge.devices.cpu import CpuDevice
 from kvgauge.jobs import Job
 from kvgauge.resume import disturbed
@@ -52,7 +52,7 @@ def run(
     )  # fmt: skip
     with RunFolder.create(tmp_path / "run") as folder:
         listed = jobs.list_jobs(options, "cpu")
-        with display.Progress(listed) as progress:
+        with display_progress.Progress(listed) as progress:
             return runner.execute(
                 options, CpuDevice(), folder, ["kvgauge"], progress.show, measure=measure
             )
@@ -107,3 +107,7 @@ def test_the_trusted_attempt_counts() -> None:
     assert run_of(worse, replace(first, attempt=3)).latest()[0].attempt == 3
     both = run_of(replace(worse, attempt=1), worse)
     assert both.latest()[0].attempt == 2
+    failed = replace(first, attempt=2, status="failed", trust=Trust(ok=False))
+    assert run_of(first, failed).latest() == (failed,)
+    assert run_of(first, failed, replace(worse, attempt=3)).latest() == (first,)
+    assert run_of(replace(failed, attempt=1), worse).latest() == (worse,)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from kvgauge.schema import DeviceRef, Probe, Run, Trust
+from kvgauge.schema import DeviceRef, Probe, Record, Run, Trust
+from kvgauge_reports.answer import paragraph
 from kvgauge_reports.headline import headline
 from kvgauge_reports.headline_types import Speedup
+from kvgauge_reports.overview import overview_table
 from runs_for_tests import GPU, empty_run, make_run, troubled_run
 
 Line = dict[str, Any]
@@ -195,15 +198,20 @@ def test_what_was_not_measured_is_not_said_to_be_flagged() -> None:
     assert "fused" not in withheld
 
 
-def test_no_fastest_where_a_time_is_flagged() -> None:
-    run = make_run()
-    records = tuple(
-        replace(r, trust=Trust(False, ("probe_changed",)))
-        if r.backend and r.backend.name == "sdpa-flash" and r.trace.depth_tokens == 4096
-        else r
-        for r in run.records
+def flagging(run: Run, chosen: Callable[[Record], object]) -> Run:
+    """The same run, disturbed in those records."""
+    flagged = Trust(False, ("probe_changed",))
+    return Run(
+        run.manifest, tuple(replace(r, trust=flagged) if chosen(r) else r for r in run.records)
     )
-    head = headline(Run(run.manifest, records))
+
+
+def is_of(backend: str, depth: int) -> Callable[[Record], object]:
+    return lambda r: r.backend and r.backend.name == backend and r.trace.depth_tokens == depth
+
+
+def test_no_fastest_where_a_time_is_flagged() -> None:
+    head = headline(flagging(make_run(), is_of("sdpa-flash", 4096)))
     depths = {(b.record.cache.format, b.record.trace.depth_tokens) for b in head.best}
     assert depths == {("fp16", 2048), ("bf16", 2048), ("int8", 4096)}
     assert {s.fast.trace.depth_tokens for s in head.quantized_time} == {2048}
@@ -211,14 +219,7 @@ def test_no_fastest_where_a_time_is_flagged() -> None:
 
 
 def test_a_flagged_time_that_cannot_be_the_fastest_hides_nothing() -> None:
-    run = make_run()
-    records = tuple(
-        replace(r, trust=Trust(False, ("probe_changed",)))
-        if r.backend and r.backend.name == "eager" and r.trace.depth_tokens == 4096
-        else r
-        for r in run.records
-    )
-    head = headline(Run(run.manifest, records))
+    head = headline(flagging(make_run(), is_of("eager", 4096)))
     assert {b.record.trace.depth_tokens for b in head.best} == {4096}
     assert {s.slow.trace.depth_tokens for s in head.fused} == {2048}  # eager's own time must count
 
@@ -264,12 +265,57 @@ def test_what_another_device_measured_hides_nothing() -> None:
 
 
 def test_a_formats_flagged_time_is_not_called_unmeasured() -> None:
+    run = flagging(make_run(), lambda r: r.cache.format == "int8" and r.scope == "attention")
+    assert "quantized_time int8" in headline(run).withheld
+
+
+def test_a_twin_whose_times_are_all_flagged_is_not_passed_over() -> None:
     run = make_run()
-    records = tuple(
-        replace(r, trust=Trust(False, ("drifting",)))
-        if r.cache.format == "int8" and r.scope == "attention"
-        else r
-        for r in run.records
+    assert headline(run).quantized_time
+    run = flagging(run, lambda r: r.cache.format == "bf16" and r.scope == "attention")
+    head = headline(run)
+    assert not head.quantized_time
+    assert "quantized_time" in head.withheld
+
+
+def test_a_floor_that_only_a_flagged_record_has_is_not_called_unmeasured() -> None:
+    run = make_run()
+    without = tuple(replace(r, ratio=None) if r.cache.format == "fp16" else r for r in run.records)
+    head = headline(flagging(Run(run.manifest, without), lambda r: r.cache.format != "fp16"))
+    assert head.best
+    assert "best" in head.withheld
+
+
+def test_a_setting_with_a_fused_time_alone_has_a_row_and_a_sentence() -> None:
+    run = make_run()
+    kept = [r for r in run.records if r.scope == "attention" and r.cache.format == "fp16"]
+    quick = [
+        replace(
+            r,
+            cell_id=r.cell_id[::-1],
+            backend=replace(r.backend, name="sdpa-math"),
+            trust=Trust(False, ("drifting",)),
+            measured=replace(
+                r.measured,
+                time_s=replace(
+                    r.measured.time_s, median=1e-9, low=1e-9, high=1e-9, samples=(1e-9,)
+                ),
+            ),
+        )
+        for r in kept
+        if r.backend and r.backend.name == "eager" and r.measured and r.measured.time_s
+    ]
+    head = headline(alone := Run(run.manifest, (*kept, *quick)))
+    assert head.fused
+    assert not head.best
+    assert overview_table(alone, head).groups
+
+
+def test_cells_that_count_are_not_denied() -> None:
+    run = make_run()
+    eager = tuple(
+        r for r in run.records if r.scope == "attention" and r.backend and r.backend.name == "eager"
     )
-    head = headline(Run(run.manifest, records))
-    assert "quantized_time int8" in head.withheld
+    alone = Run(run.manifest, tuple(replace(r, ratio=None) for r in eager))
+    told = " ".join(paragraph(alone, headline(alone)))
+    assert "no cell of this run was measured and trusted" not in told

@@ -109,29 +109,20 @@ def _judge_times(record: Record, values: dict[str, Interval], level: Series) -> 
     busy = _busy(values, level)
     if busy is not None:
         return Verdict(record.cell_id, label(record), "undecided", busy, evidence)
-    slower, faster = [], []
+    slower, faster, told, outside = [], [], [], False
     for clock in CLOCKS:
         center, low, high = (value / level.clocks[clock].center for value in values[clock])
         band = max(MIN_CHANGE[record.device.kind], NOISE_FACTOR * level.clocks[clock].half_range)
         evidence |= {f"{clock}_ratio": center, f"{clock}_band": band}
         slower.append(low > 1 + band)
         faster.append(high < 1 / (1 + band))
+        outside |= not 1 / (1 + band) <= center <= 1 + band
+        told.append(f"{clock} x{center:.3f} (band {1 / (1 + band):.3f} to {1 + band:.3f})")
     kind, why = _kind(slower, faster)
-    outside = any(not 1 / (1 + b) <= r <= 1 + b for r, b in _told(evidence))
     if kind == "same" and outside:
         why = "no change shown: the interval of a median beyond the band reaches into it"
-    ratios = ", ".join(
-        f"{clock} x{ratio:.3f} (band {100 * band:.3g}%)"
-        for clock, (ratio, band) in zip(CLOCKS, _told(evidence), strict=True)
-    )
-    return Verdict(record.cell_id, label(record), kind, f"{why}: {ratios}", evidence)
-
-
-def _told(evidence: dict[str, float | int | None]) -> list[tuple[float, float]]:
-    """Of each clock the time over the baseline's, and the band."""
-    return [
-        (evidence[f"{clock}_ratio"] or 0.0, evidence[f"{clock}_band"] or 0.0) for clock in CLOCKS
-    ]
+    reason = f"{why}: {', '.join(told)}"
+    return Verdict(record.cell_id, label(record), kind, reason, evidence)
 
 
 def _busy(values: dict[str, Interval], level: Series) -> str | None:

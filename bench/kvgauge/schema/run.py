@@ -57,14 +57,16 @@ class Run:
     def latest(self) -> tuple[Record, ...]:
         """The attempt of each cell that counts, in the order of first appearance.
 
-        The last one, unless it is right but disturbed and one before it was right and undisturbed.
+        The last one, unless it is right but disturbed and one before it was right and undisturbed: then
+        that one.
         """
         last: dict[str, Record] = {}
+        undisturbed: dict[str, Record] = {}
         for record in self.records:
-            before = last.get(record.cell_id)
-            disturbed = record.status == "ok" and not record.trust.ok
-            if before is None or before.status != "ok" or not before.trust.ok or not disturbed:
-                last[record.cell_id] = record
+            cell, disturbed = record.cell_id, record.status == "ok" and not record.trust.ok
+            if record.status == "ok" and record.trust.ok:
+                undisturbed[cell] = record
+            last[cell] = undisturbed.get(cell, record) if disturbed else record
         return tuple(last.values())
 
 

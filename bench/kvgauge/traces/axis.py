@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvgauge.errors import UserError, short
+from kvgauge.traces.types import MAX_TOKENS
 
 AXES = ("prompt", "think", "answer", "batch", "tp")
 MAX_POINTS = 64
 _UNITS = {"k": 1024, "m": 1024 * 1024}
-_MAX_VALUE = 10**12
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,9 @@ def parse_count(text: str) -> int:
     body, unit = text.strip().lower(), 1
     if body[-1:] in _UNITS:
         body, unit = body[:-1], _UNITS[body[-1]]
-    if not (body.isascii() and body.isdigit() and len(body) <= 12) or int(body) * unit > _MAX_VALUE:
+    if not (body.isascii() and body.isdigit() and len(body) <= 20) or int(body) * unit > MAX_TOKENS:
         raise UserError(
-            f"'{short(text)}': must be a whole number up to {_MAX_VALUE}, like 500 or 8k"
+            f"'{short(text)}': must be a whole number up to {MAX_TOKENS}, like 500 or 8k"
         )
     return int(body) * unit
 

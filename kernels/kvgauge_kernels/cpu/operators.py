@@ -173,9 +173,10 @@ def _check_sides(sides: _Sides, kind: Stored, cache: _Form) -> None:
             raise ValueError(f"the {name} of a token must lie next to each other")
 
 
-def _like_query(
-    q: torch.Tensor, _k: torch.Tensor, v: torch.Tensor, *others: object
-) -> torch.Tensor:
+def _like_query(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *others: object) -> torch.Tensor:
+    devices = {x.device for x in (q, k, v, *others) if isinstance(x, torch.Tensor)}
+    if len(devices) > 1:
+        raise ValueError(f"tensors of several devices: {', '.join(sorted(map(str, devices)))}")
     per_byte = stored_as(str(others[6])).per_byte  # kv_format
     return torch.empty((*q.shape[:2], v.shape[3] * per_byte), dtype=q.dtype, device=q.device)
 
