@@ -16,6 +16,7 @@ from kvgauge.schema import Cell, Record
 from kvgauge.shapes.types import LayerShape, ModelShape
 from kvgauge.store.folder import RunFolder
 from kvgauge_kernels.cpu.native_module import native
+from level_for_tests import of_this_cpu
 
 built = pytest.mark.skipif(native() is None, reason="the native kernels are not built")
 FULL = LayerShape("full", 8, 2, 32, 32)
@@ -48,7 +49,9 @@ def cell(record: Record) -> Cell:
 def test_pages_are_held_whole_and_read_by_those_who_can(
     fmt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    records = run(tmp_path, monkeypatch, (FULL, SLIDING), kv_formats=(fmt,), page_sizes=(16,))
+    records = of_this_cpu(
+        run(tmp_path, monkeypatch, (FULL, SLIDING), kv_formats=(fmt,), page_sizes=(16,))
+    )
     assert {r.status for r in records} <= {"ok", "disturbed"}, [r.reason for r in records]
     row = {"fp16": 2 * 32, "int8": 32 + 2, "int4": 16 + 4}[fmt]
     held = {(r.suite, cell(r).page_size): r.measured.kv_bytes for r in records if r.measured}
@@ -64,7 +67,9 @@ def test_pages_are_held_whole_and_read_by_those_who_can(
 def test_keys_per_channel_hold_whole_groups_of_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    records = run(tmp_path, monkeypatch, (FULL, SLIDING), kv_formats=("kivi4",), page_sizes=(64,))
+    records = of_this_cpu(
+        run(tmp_path, monkeypatch, (FULL, SLIDING), kv_formats=("kivi4",), page_sizes=(64,))
+    )
     assert {r.status for r in records} <= {"ok", "disturbed"}, [r.reason for r in records]
     row = 16 + 16 + 4  # codes of K, codes and a scale and a zero of V
     held = {(r.suite, cell(r).page_size): r.measured.kv_bytes for r in records if r.measured}
