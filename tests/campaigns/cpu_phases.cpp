@@ -15,7 +15,7 @@
 namespace kvgauge {
 namespace {
 
-constexpr int kTokens = 1024, kDim = 128, kHeads = 4, kRepeats = 2000;
+constexpr int kTokens = 512, kDim = 128, kHeads = 4, kRepeats = 2000;
 #if LEVEL == 512
 using Isa = Avx512;
 template <int Bytes>
@@ -27,7 +27,7 @@ using Isa = Avx2;
 template <int Bytes>
 using Int8 = Integers<Avx2, WordKeysAvx2<kDim>, WordValuesAvx2<8, kDim>>;
 template <int Bytes>
-using Int4 = Integers<Avx2, PackedKeysAvx2<4, kDim / 2, Bytes>, WordValuesAvx2<4, kDim / 2>>;
+using Int4 = PackedAvx2<4, kDim / 2, Bytes>;
 #endif
 
 // A cache line's address.

@@ -3,7 +3,7 @@
 PYTHONPATH=bench:kernels:reports:tests python -m campaigns.cpu_phases [--runs N] [--out FILE]
 Needs: a C++ compiler, and the native kernels built (for the rates of the probe).
 
-The second-level cache of one core holds K and V of 1,024 tokens of one head, to which 4 query heads of 128
+The second-level cache of one core holds K and V of 512 tokens of one head, to which 4 query heads of 128
 elements belong. All is ns a token: the least of 2,000 times each, the median over so many runs of the
 program, which is compiled from the kernels' own sources. `whole` is the kernel over those tokens, with its
 beginning and end (the query rounded, sums put in order), which the phases leave out; `products alone` what

@@ -46,8 +46,8 @@ FORMATS = (
 IN_PAGES = ("fp16", "int8", "int4")
 LINES = (("cpu", "fp16"), ("cpu", "int8"), ("cpu", "int4"))
 CACHED = """\
-What a step's instructions cost where memory costs nothing: 32 sequences whose 8 heads all read one and the
-same head of 1,024 tokens, which a core's second-level cache holds; all is per token of 8 heads. `GB/s` is the
+What a step's instructions cost where memory costs nothing: 64 sequences whose 8 heads all read one and the
+same head of 512 tokens, which a core's second-level cache holds; all is per token of 8 heads. `GB/s` is the
 rate at which a case can take bytes in: where that is no more than the read bandwidth, instructions bound it
 and not memory. `products alone` is what its multiply-adds or integer dot products take at the rates that the
 probe finds for them (of bf16 with AVX-512 half are dot products, which it does not know). In tasks of so few
@@ -181,12 +181,12 @@ def products_s(backend: str, fmt: str) -> float | None:
 
 
 def cached(backend: str, fmt: str) -> Case:
-    """As many tokens as 32,768, of which each head of each sequence reads the same 1,024."""
-    view = random_layer(fmt, 1024, heads=1)
-    shared: dict[str, Any] = {n: x.expand(32, 8, *x.shape[2:]) for n, x in view.tensors().items()}
-    q = torch.randn(32, 32, 128).to(PLAIN_DTYPE.get(fmt, torch.bfloat16))
+    """As many tokens as 32,768, of which each head of each sequence reads the same 512."""
+    view = random_layer(fmt, 512, heads=1)
+    shared: dict[str, Any] = {n: x.expand(64, 8, *x.shape[2:]) for n, x in view.tensors().items()}
+    q = torch.randn(64, 32, 128).to(PLAIN_DTYPE.get(fmt, torch.bfloat16))
     step = partial(BACKENDS[backend].decode, q, replace(view, **shared))
-    return Case(f"`{backend}` {fmt}", step, 32 * 8 * held_bytes(view))
+    return Case(f"`{backend}` {fmt}", step, 64 * 8 * held_bytes(view))
 
 
 def cache_table(rounds: int, read: Callable[[], float]) -> list[str]:

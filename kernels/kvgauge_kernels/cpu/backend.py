@@ -35,7 +35,7 @@ class CpuBackend:
 
     fp32, fp16, bf16 and fp8 caches are computed in fp32. Against caches of integers the query
     and the attention weights are quantized too: to 16 bits in `cpu` (an error of about 5e-5, with AVX2
-    1e-4), in `cpu-q8` to 8 bits (about 1e-2), which is faster; with AVX2 weights have 15 bits in both.
+    1e-4), in `cpu-q8` to 8 bits (about 1e-2), which is faster; with AVX2 `cpu` gives weights 15 bits.
     Those errors are for like-sized numbers: one step serves a whole head, so a number that stands out, in
     the query or in a channel of K, costs the others their precision (up to 1e-3 and 2e-1:
     results/cpu_error.md). Where there are no integer kernels `cpu` computes in fp32: with AVX2 those are

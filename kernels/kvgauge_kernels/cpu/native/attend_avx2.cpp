@@ -1,5 +1,6 @@
 // The level of CPUs with AVX2, FMA and F16C.
 #if defined(__x86_64__)
+#include "byte_values_avx2.h"
 #include "integers.h"
 #include "packed_keys_avx2.h"
 #include "word_keys_avx2.h"
@@ -13,10 +14,15 @@ Kernels int8_kernels() {
   return {attend<Avx2, Integers<Avx2, WordKeysAvx2<Dim>, WordValuesAvx2<8, Dim>>>, finish<Avx2>};
 }
 
+// int4 and int2, with the query and the weights in Bytes bytes.
+template <int Bits, int RowBytes, int Bytes>
+using PackedAvx2 =
+    Integers<Avx2, PackedKeysAvx2<Bits, RowBytes, Bytes>,
+             std::conditional_t<Bytes == 2, WordValuesAvx2<Bits, RowBytes>, ByteValuesAvx2<Bits, RowBytes>>>;
+
 template <int Bits, int RowBytes, int Bytes>
 Kernels packed_kernels_of() {
-  using Keys = PackedKeysAvx2<Bits, RowBytes, Bytes>;
-  return {attend<Avx2, Integers<Avx2, Keys, WordValuesAvx2<Bits, RowBytes>>>, finish<Avx2>};
+  return {attend<Avx2, PackedAvx2<Bits, RowBytes, Bytes>>, finish<Avx2>};
 }
 
 template <int Bits>

@@ -34,13 +34,23 @@ struct PackedKeysAvx2 {
       const float* row = scaled + g * k_dim(p);
       const Rounding rounding(row, k_dim(p), kSteps);
       q_step[g] = rounding.step;
-      for (int d = 0; d < k_dim(p); ++d) {
-        const int rounded = rounding.of(row[d]), group = p.group_of[d / kDimStep], byte = d / kFields;
-        q_sum[g][group] += row[d];
-        q_rest[g][group] += kMiddle * (row[d] - rounding.step * static_cast<float>(rounded));
-        const int low = static_cast<int8_t>(rounded & 255), at = byte / 4 * kFields + d % kFields;
-        q[Bytes - 1][g][at][byte % 4] = static_cast<int8_t>(low);
-        if (Bytes == 2) q[0][g][at][byte % 4] = static_cast<int8_t>((rounded - low) / 256);
+      const __m256 by = _mm256_set1_ps(rounding.by), step = _mm256_set1_ps(rounding.step);
+      for (int d = 0; d < k_dim(p); d += kDimStep) {
+        const __m256 x[2] = {_mm256_loadu_ps(row + d), _mm256_loadu_ps(row + d + 8)};
+        __m256 lost[2];
+        __m256i rounded[2];
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; ++i) {
+          rounded[i] = _mm256_cvtps_epi32(_mm256_mul_ps(x[i], by));
+          lost[i] = _mm256_fnmadd_ps(step, _mm256_cvtepi32_ps(rounded[i]), x[i]);
+        }
+        const int group = p.group_of[d / kDimStep];
+        q_sum[g][group] += Avx2::sum_of(_mm256_add_ps(x[0], x[1]));
+        q_rest[g][group] += kMiddle * Avx2::sum_of(_mm256_add_ps(lost[0], lost[1]));
+        const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(rounded[0], rounded[1]), 0xd8);
+        const __m256i low = _mm256_srai_epi16(_mm256_slli_epi16(words, 8), 8);
+        store_in_order(low, q[Bytes - 1][g][d / 4]);
+        if (Bytes == 2) store_in_order(_mm256_srai_epi16(_mm256_sub_epi16(words, low), 8), q[0][g][d / 4]);
       }
     }
   }
@@ -83,6 +93,14 @@ struct PackedKeysAvx2 {
   }
 
  private:
+  // Sixteen words as bytes: those of the first field of four bytes of a row, then of the next.
+  static KVGAUGE_INLINE void store_in_order(__m256i words, int8_t* to) {
+    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    const __m128i order = Bits == 4 ? _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15)
+                                    : _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm_store_si128(reinterpret_cast<__m128i*>(to), _mm_shuffle_epi8(bytes, order));
+  }
+
   // 32 bytes of the rows of eight tokens from `at` on (zeros past their end), word by word.
   static KVGAUGE_INLINE void transpose(const char* const* rows, int at, int row, __m256i* to) {
     __m256i x[8], y[8];

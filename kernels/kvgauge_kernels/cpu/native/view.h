@@ -88,11 +88,11 @@ static inline int k_row_bytes(const Problem& p) { return p.k_dim * bits_of(p.for
 static inline int v_row_bytes(const Problem& p) { return p.v_dim * bits_of(p.format) / 8; }
 
 // Floats that a query head's sum over V takes while it is computed: of grouped formats in an order of the
-// kernel's own, in whole pieces of 16 bytes, and for what the zeros of a group add two vectors of 16: of the elements
+// kernel's own, in whole pieces of 32 bytes, and for what the zeros of a group add two vectors of 16: of the elements
 // that stand last in their bytes, where a kernel tells them apart, the second.
 static inline int row_floats(const Problem& p) {
   if (!is_grouped(p.format)) return padded_dim(p.v_dim);
-  return (v_row_bytes(p) + 15) / 16 * 16 * (8 / bits_of(p.format)) + 32 * p.v_groups;
+  return (v_row_bytes(p) + 31) / 32 * 32 * (8 / bits_of(p.format)) + 32 * p.v_groups;
 }
 
 // Those vectors of a group, in a row of sums that ends at `end`.

@@ -23,15 +23,13 @@ struct WordValuesAvx2 {
   template <int H>
   void add_rows(const Problem& p, float* weights, const Block& block, const Scales<Avx2>& scales, const Block& k_ahead,
                 bool is_first, int tokens, float* rows, int stride) {
-    WeightsAvx2<H> w;
+    WeightsAvx2<H, 2> w;
     if (!take_steps<Avx2, H, true>(p.v_groups, weights, scales, tokens, w.kLevels, w.step))  // a scale is no number
       return add_plainly<H>(p, weights, block, scales, tokens, rows, stride);
-    for (int g = 0; g < p.v_groups; ++g)
-#pragma GCC unroll 4
-      for (int h = 0; h < H; ++h) {
-        float* rest = Bits == 8 ? nullptr : rest_at(p, rows + (h + 1) * stride, g);
-        w.template round<Bits != 8>(h, g, weights + h * kBlock, scales, tokens, kMiddle, rest);
-      }
+    for (int g = 0; g < p.v_groups; ++g) {
+      float* rest = Bits == 8 ? nullptr : rest_at(p, rows + stride, g);
+      w.template round<Bits != 8>(g, weights, scales, tokens, kMiddle, rest, stride);
+    }
 
     // As many heads, then units, at a time as there are accumulators.
     constexpr int kHeads = H < 8 / kVectors ? H : 8 / kVectors, U = 8 / (kVectors * kHeads);
@@ -59,7 +57,10 @@ struct WordValuesAvx2 {
     std::memcpy(old, rows, sizeof(float) * stride);
     float rest[kMaxGroups];
     for (int g = 0; g < p.v_groups; ++g) rest[g] = Avx2::sum_of(_mm256_loadu_ps(rest_at(p, old + stride, g)));
-    for (int d = 0; d < p.v_dim; ++d) rows[d] = old[place(d)] + rest[group_of(p, d)];
+    for (int byte = 0; byte < v_row(p); byte += 8)
+      for (int i = 0; i < 8; ++i)
+        for (int f = 0; f < kFields; ++f)
+          rows[(byte + i) * kFields + f] = old[byte * kFields + 8 * f + i] + rest[group_of(p, byte * kFields)];
   }
 
  private:
@@ -74,7 +75,7 @@ struct WordValuesAvx2 {
 
   // Of U units of all rows, weights times codes, for kHeads of H heads: eight columns to a vector, of two tokens each.
   template <int H, int kHeads, int U>
-  KVGAUGE_INLINE void add_units(const Problem& p, const WeightsAvx2<H>& w, const Block& block, int first, int unit,
+  KVGAUGE_INLINE void add_units(const Problem& p, const WeightsAvx2<H, 2>& w, const Block& block, int first, int unit,
                                 int tokens, float* rows, int stride, Ahead& ahead) const {
     int groups[U];
     for (int u = 0; u < U; ++u) groups[u] = group_of(p, (unit + u) * kUnit * kFields);
@@ -96,9 +97,7 @@ struct WordValuesAvx2 {
           take_unit(block.v[t] + (unit + u) * kUnit, block.v[t + 1] + (unit + u) * kUnit, codes);
 #pragma GCC unroll 4
           for (int h = 0; h < kHeads; ++h) {
-            int32_t two;
-            std::memcpy(&two, w.words[first + h][groups[u]] + t, 4);
-            const __m256i weight = _mm256_set1_epi32(two);
+            const __m256i weight = _mm256_set1_epi32(w.pairs[first + h][groups[u]][t / 2]);
 #pragma GCC unroll 4
             for (int v = 0; v < kVectors; ++v)
               add_words(acc[h][u][v], weight, codes[v]);
