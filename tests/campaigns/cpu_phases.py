@@ -93,7 +93,7 @@ def main() -> None:
     """Measure at each level that this CPU has, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "cpu_phases.md")
+    parser.add_argument("--out", type=Path, default=Path("results/cpu_phases.md"))
     given = parser.parse_args()
     module = native()
     if module is None:
@@ -113,7 +113,8 @@ Run on {datetime.now(UTC):%Y-%m-%d} on {CpuDevice().ref.name}, Python {platform.
 
 {(__doc__ or "").split(chr(10) * 2)[2].strip()}
 
-Again: `PYTHONPATH=bench:kernels:reports:tests python -m campaigns.cpu_phases --runs {given.runs}`.
+Again: `PYTHONPATH=bench:kernels:reports:tests python -m campaigns.cpu_phases --runs {given.runs} \
+--out {given.out}`.
 {chr(10).join(parts)}
 """)
 
