@@ -1,6 +1,7 @@
 // V of int4 and int2 by weights of a byte. Only for attend_avx2.cpp.
 #pragma once
 
+#include "plainly_avx2.h"
 #include "weights_avx2.h"
 
 namespace kvgauge {
@@ -24,20 +25,21 @@ struct ByteValuesAvx2 {
     WeightsAvx2<H, 1> w;
     // Unsigned bytes are not for a scale below 0, or no number.
     if (!take_steps<Avx2, H, false>(p.v_groups, weights, scales, tokens, w.kLevels, w.step))
-      return add_plainly<H>(p, weights, block, scales, tokens, rows, stride);
+      return add_plainly<H, kFormat, kMaxDim>(p, weights, block, scales, tokens, rows, stride, place);
     for (int g = 0; g < p.v_groups; ++g)
       w.template round<true>(g, weights, scales, tokens, kMiddle, rest_at(p, rows + stride, g), stride);
 
     // As many heads at a time as there are accumulators.
     constexpr int kHeads = H < 8 / kFields ? H : 8 / kFields;
+    constexpr bool kOdd = RowBytes % 32 || !RowBytes;  // whether rows may end in 16 bytes
     const int row = v_row(p), k_row = RowBytes ? RowBytes : k_row_bytes(p), group_bytes = p.group_elements / kFields;
     Ahead ahead(k_ahead.k, is_first ? tokens : 0, k_row, (row + 31) / 32 * 2 * (H / kHeads) * tokens / 16);
     for (int at = 0; at < row; at += 32) {
       const bool whole = row - at >= 32, apart = whole && p.v_groups > 1 && group_bytes % 32;
 #pragma GCC unroll 2
       for (int h = 0; h < H; h += kHeads)
-        if (!whole)
-          add<H, kHeads, false, false>(p, w, block, h, at, tokens, rows, stride, ahead);
+        if (kOdd && !whole)
+          add<H, kHeads, !kOdd, false>(p, w, block, h, at, tokens, rows, stride, ahead);
         else if (apart)
           add<H, kHeads, true, true>(p, w, block, h, at, tokens, rows, stride, ahead);
         else
@@ -155,16 +157,6 @@ struct ByteValuesAvx2 {
   static KVGAUGE_INLINE __m256 steps_of(const WeightsAvx2<H, 1>& w, int h, int group, int other) {
     const __m256 by = _mm256_set1_ps(w.step[h][group]);
     return Apart ? _mm256_blend_ps(by, _mm256_set1_ps(w.step[h][other]), 0xf0) : by;
-  }
-
-  template <int H>
-  static void add_plainly(const Problem& p, float* weights, const Block& block, const Scales<Avx2>& scales, int tokens,
-                          float* rows, int stride) {
-    constexpr int kWide = (kMaxDim + 63) / 64 * 64;
-    alignas(64) float sums[H * kWide] = {};
-    Plain<Avx2, kFormat, 0, 0>::template add_rows<H>(p, weights, block, scales, block, false, tokens, sums, kWide);
-    for (int h = 0; h < H; ++h)
-      for (int d = 0; d < p.v_dim; ++d) rows[h * stride + place(d)] += sums[h * kWide + d];
   }
 };
 

@@ -1,6 +1,7 @@
 // V of integers in integer arithmetic of AVX2. Only for attend_avx2.cpp.
 #pragma once
 
+#include "plainly_avx2.h"
 #include "weights_avx2.h"
 
 namespace kvgauge {
@@ -25,7 +26,7 @@ struct WordValuesAvx2 {
                 bool is_first, int tokens, float* rows, int stride) {
     WeightsAvx2<H, 2> w;
     if (!take_steps<Avx2, H, true>(p.v_groups, weights, scales, tokens, w.kLevels, w.step))  // a scale is no number
-      return add_plainly<H>(p, weights, block, scales, tokens, rows, stride);
+      return add_plainly<H, kFormat, kMaxDim>(p, weights, block, scales, tokens, rows, stride, place);
     for (int g = 0; g < p.v_groups; ++g) {
       float* rest = Bits == 8 ? nullptr : rest_at(p, rows + stride, g);
       w.template round<Bits != 8>(g, weights, scales, tokens, kMiddle, rest, stride);
@@ -130,16 +131,6 @@ struct WordValuesAvx2 {
       for (int f = 0; f < kFields; ++f)
         codes[f] = _mm256_and_si256(_mm256_srli_epi16(words, Bits * f), _mm256_set1_epi16((1 << Bits) - 1));
     }
-  }
-
-  template <int H>
-  static void add_plainly(const Problem& p, float* weights, const Block& block, const Scales<Avx2>& scales, int tokens,
-                          float* rows, int stride) {
-    constexpr int kWide = (kMaxDim + 63) / 64 * 64;
-    alignas(64) float sums[H * kWide] = {};
-    Plain<Avx2, kFormat, 0, 0>::template add_rows<H>(p, weights, block, scales, block, false, tokens, sums, kWide);
-    for (int h = 0; h < H; ++h)
-      for (int d = 0; d < p.v_dim; ++d) rows[h * stride + place(d)] += sums[h * kWide + d];
   }
 };
 
