@@ -101,6 +101,17 @@ def test_a_failed_cell_is_missing() -> None:
     assert verdict_of(failed(cell())) == ("missing", ExitCode.INCOMPLETE)
 
 
+def test_a_cell_that_other_hardware_cannot_measure_is_not_missed() -> None:
+    gone = replace(failed(cell()), status="unsupported", reason_code="not_supported", reason="no")
+    other = DeviceRef("cpu", "Another CPU", None)
+    assert verdict_of(gone) == ("missing", ExitCode.INCOMPLETE)
+    elsewhere = replace(gone, device=other)
+    assert verdict_of(elsewhere) == ("not_comparable", ExitCode.NOT_COMPARABLE)
+    assert verdict_of(replace(failed(cell()), device=other)) == ("missing", ExitCode.INCOMPLETE)
+    untimed = replace(base(), series=())
+    assert compare(run_of(elsewhere), untimed)[0].kind == "missing"
+
+
 def test_a_planned_cell_without_a_record_is_missing() -> None:
     run = Run(replace(run_of(record()).manifest), ())
     assert exit_code(compare(run, base())) is ExitCode.INCOMPLETE

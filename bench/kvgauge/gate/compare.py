@@ -23,10 +23,15 @@ def compare(run: Run, baseline: Baseline) -> tuple[Verdict, ...]:
     """One verdict for each cell of the baseline that the run planned, and for each new cell."""
     known = {cell.cell_id: cell for cell in baseline.cells}
     series = {s.series_id: s for s in baseline.series}
-    elsewhere = {s.cell_id for s in baseline.series}
+    timed: dict[str, set[str]] = {}
+    for each in baseline.series:
+        timed.setdefault(each.cell_id, set()).add(each.device)
     done = {record.cell_id: record for record in run.latest()}
-    timed_on = {s.device for s in baseline.series}
-    verdicts = [_judge(r, known.get(r.cell_id), series, elsewhere, timed_on) for r in done.values()]
+    devices = {s.device for s in baseline.series}
+    verdicts = [
+        _judge(r, known.get(r.cell_id), series, timed.get(r.cell_id, set()), devices)
+        for r in done.values()
+    ]
     verdicts += _unmeasured(run, baseline, done.keys())
     if run.manifest.status in ("running", "interrupted"):
         why = f"the manifest says {run.manifest.status}: the run did not end"
@@ -68,14 +73,19 @@ def _judge(
     record: Record,
     cell: CellBytes | None,
     series: dict[str, Series],
-    elsewhere: set[str],
     timed_on: set[str],
+    devices: set[str],
 ) -> Verdict:
+    """`timed_on`: the devices that the baseline has times of this cell of; `devices`: of any cell."""
+
     def verdict(kind: VerdictKind, reason: str, **evidence: float | int | None) -> Verdict:
         return Verdict(record.cell_id, label(record), kind, reason, evidence)
 
     if cell is None:
         return verdict("not_comparable", "not in the baseline")
+    if record.status == "unsupported" and timed_on and record.device.name not in timed_on:
+        why = f"unsupported: {record.reason}; the baseline has other hardware for this cell"
+        return verdict("not_comparable", why)
     if record.status != "ok" or record.measured is None:
         return verdict("missing", f"{record.status}: {record.reason}")
     if record.measured.kv_bytes != cell.kv_bytes:
@@ -95,10 +105,10 @@ def _judge(
         return verdict(
             "undecided", f"bytes equal; time disturbed ({', '.join(record.trust.flags)})"
         )
-    if level is None and record.device.name in timed_on:
+    if level is None and record.device.name in devices:
         return verdict("undecided", "bytes equal; disturbed in every run of the baseline")
     if level is None:
-        where = "other hardware" if record.cell_id in elsewhere else "no time"
+        where = "other hardware" if timed_on else "no time"
         return verdict("not_comparable", f"bytes equal; the baseline has {where} for this cell")
     return _judge_times(record, values, level)
 
