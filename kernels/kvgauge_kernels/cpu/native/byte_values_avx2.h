@@ -25,7 +25,8 @@ struct ByteValuesAvx2 {
     WeightsAvx2<H, 1> w;
     // Unsigned bytes are not for a scale below 0, or no number.
     if (!take_steps<Avx2, H, false>(p.v_groups, weights, scales, tokens, w.kLevels, w.step))
-      return add_plainly<H, kFormat, kMaxDim>(p, weights, block, scales, tokens, rows, stride, place);
+      return add_plainly<H, kFormat, kMaxDim>(p, weights, block, scales, tokens, rows, stride,
+                                              [](int d) { return place(d); });
     for (int g = 0; g < p.v_groups; ++g)
       w.template round<true>(g, weights, scales, tokens, kMiddle, rest_at(p, rows + stride, g), stride);
 

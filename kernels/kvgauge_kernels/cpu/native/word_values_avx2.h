@@ -26,7 +26,8 @@ struct WordValuesAvx2 {
                 bool is_first, int tokens, float* rows, int stride) {
     WeightsAvx2<H, 2> w;
     if (!take_steps<Avx2, H, true>(p.v_groups, weights, scales, tokens, w.kLevels, w.step))  // a scale is no number
-      return add_plainly<H, kFormat, kMaxDim>(p, weights, block, scales, tokens, rows, stride, place);
+      return add_plainly<H, kFormat, kMaxDim>(p, weights, block, scales, tokens, rows, stride,
+                                              [](int d) { return place(d); });
     for (int g = 0; g < p.v_groups; ++g) {
       float* rest = Bits == 8 ? nullptr : rest_at(p, rows + stride, g);
       w.template round<Bits != 8>(g, weights, scales, tokens, kMiddle, rest, stride);
