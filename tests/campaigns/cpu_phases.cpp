@@ -6,6 +6,8 @@
 #include <cstdlib>
 #include <vector>
 
+#include "block_size.h"
+
 #if LEVEL == 512
 #include "attend_avx512.cpp"
 #else
@@ -90,7 +92,7 @@ struct Head {
     p.k_groups = p.v_groups = groups;
     p.group_elements = kDim / groups;
     for (int i = 0; i < kMaxGroups; ++i) p.group_of[i] = static_cast<uint8_t>(i * kDimStep / p.group_elements % groups);
-    p.block_tokens = is_grouped(format) ? 128 : 64;
+    p.block_tokens = tokens_at_a_time(p, LEVEL == 512 ? Level::avx512 : Level::avx2);
     blocks.resize(kTokens / p.block_tokens);
     find();
     alignas(64) float query[kMaxGroup * kDim] = {};
@@ -125,7 +127,8 @@ struct Head {
   // The copy of the scores, which become weights in place, counts too.
   __attribute__((noinline)) void softmax() {
     for (size_t i = 0; i < blocks.size(); ++i) {
-      std::memcpy(weights, scores, sizeof(float) * kHeads * kBlock);
+      for (int h = 0; h < kHeads; ++h)
+        std::memcpy(weights + h * kBlock, scores + h * kBlock, sizeof(float) * p.block_tokens);
       weigh<Isa, kHeads>(weights, p.block_tokens, p.block_tokens, largest, sum, rows, stride());
     }
   }

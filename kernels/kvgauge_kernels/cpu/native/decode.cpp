@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "attend.h"
+#include "block_size.h"
 #include "level.h"
 #include "pool.h"
 
@@ -24,11 +25,6 @@ constexpr int64_t kPiecesPerThread = 6;
 
 // Bytes of results that are worth keeping from step to step.
 constexpr int64_t kKept = 1 << 20;
-// Tokens that are taken at a time. Few stay in the first-level cache from scores to rows; more reach over more
-// pages, which the core then waits for together.
-constexpr int kWideBlock = 64;
-// Rows are short, and much is done once a block.
-constexpr int kGroupedBlock = 128;
 
 Kernels kernels_of(const Problem& p) {
 #if defined(__x86_64__)
@@ -241,7 +237,7 @@ void decode(int format, int q_dtype, int int_bits, const Sizes& sizes, const Que
   p.table_row = table_row;
   p.page_size = page_size;
   take_groups(p, group_elements, k_group_tokens);
-  p.block_tokens = is_grouped(p.format) ? kGroupedBlock : kWideBlock;
+  p.block_tokens = tokens_at_a_time(p, level());
   if (page_size) check_pages(p, entries, page_count, lengths);
   const auto [last, sinks] = window;
   require(last >= 0 && sinks >= 0, "a window must not be negative");
