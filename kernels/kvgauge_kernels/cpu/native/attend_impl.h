@@ -156,9 +156,9 @@ void attend(const Problem& p, const Task& task, Parts parts, int64_t apart) {
       const Block& next = blocks[(at + 1) % 3];
       Block& second = blocks[(at + 2) % 3];
       find(second, next);
-      // Rows are asked for half a block before they are used; where blocks lie apart, a block and a half, as each
-      // begins with a look-up of where its pages of memory are.
-      const Block &v_ahead = task.heads > 1 ? next : block, &k_ahead = task.heads > 1 ? second : next;
+      // Rows are asked for half a block before they are used, or a block and a half.
+      const bool early = Isa::kEarlyWhereApart && task.heads > 1;
+      const Block &v_ahead = early ? next : block, &k_ahead = early ? second : next;
       if (is_scaled(p.format)) scales.read(p, block);
       Part& part = parts[i * apart];
       const int padded = (block.tokens + 15) / 16 * 16;

@@ -52,6 +52,7 @@ struct Portable {
   typedef int32_t Ints __attribute__((vector_size(16)));
   static constexpr int kLanes = 4;
   static constexpr int kAccumulators = 8;
+  static constexpr bool kEarlyWhereApart = false;
 
   static KVGAUGE_INLINE V zero() { return V{}; }
   static KVGAUGE_INLINE V set(float x) { return V{x, x, x, x}; }

@@ -12,6 +12,7 @@ struct Avx2 {
   using V = __m256;
   static constexpr int kLanes = 8;
   static constexpr int kAccumulators = 8;
+  static constexpr bool kEarlyWhereApart = false;  // measured: pages of fp16 3 to 8% slower
 
   static KVGAUGE_INLINE V zero() { return _mm256_setzero_ps(); }
   static KVGAUGE_INLINE V set(float x) { return _mm256_set1_ps(x); }

@@ -16,6 +16,8 @@ struct Avx512 {
   using V = __m512;
   static constexpr int kLanes = 16;
   static constexpr int kAccumulators = 16;
+  // Where blocks lie apart each begins with a look-up of where its pages of memory are.
+  static constexpr bool kEarlyWhereApart = true;
 
   static KVGAUGE_INLINE V zero() { return _mm512_setzero_ps(); }
   static KVGAUGE_INLINE V set(float x) { return _mm512_set1_ps(x); }
