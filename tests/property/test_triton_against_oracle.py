@@ -1,7 +1,7 @@
 """The Triton kernels under Triton's interpreter, against the oracle in float64.
 
 The interpreter is chosen before triton is imported, so these tests run in a process of their own: this
-module starts it and, inside, is collected whole, and so are the files that it names.
+module starts one for itself, which inside is collected whole, and one for each of the files that it names.
 """
 
 from __future__ import annotations
@@ -43,18 +43,19 @@ MAX_ERROR = {torch.float16: 1.5e-3, torch.bfloat16: 1.6e-2}
 # In fp16 `code * scale` is rounded before `zero` is added; a GPU's fused instruction rounds once.
 MAX_ERROR_OF_GROUPS = 2.5e-3
 
-# Collected in the same process.
+# Each in a process of its own.
 OTHERS = ("test_triton_parts.py", "test_triton_latents.py", "test_triton_cache_ops.py")
 ONE = one_case()
 QUANTIZED = ("int8", "fp8_e4m3", "fp8_e5m2", "int4", "int4-g32", "int2", "int2-g128")
 
 
 @pytest.mark.skipif(INSIDE, reason="this is the process that it starts")
-def test_in_a_process_with_the_interpreter() -> None:
-    root, here = Path(__file__).parents[2], Path(__file__)
-    files = [str(here), *(str(here.with_name(name)) for name in OTHERS)]
+@pytest.mark.parametrize("name", [Path(__file__).name, *OTHERS])
+def test_in_a_process_with_the_interpreter(name: str) -> None:
+    here = Path(__file__)
+    root = here.parents[2]
     child = subprocess.run(
-        [sys.executable, "-m", "pytest", *files, "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", str(here.with_name(name)), "-p", "no:cacheprovider"],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         cwd=root, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
