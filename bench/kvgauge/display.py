@@ -115,7 +115,8 @@ def print_jobs(jobs: Jobs) -> None:
     console = out()
     console.print(table, soft_wrap=True)
     of_them = f", {cannot} of them unsupported here" if cannot else ""
-    console.print(f"{len(jobs.jobs)} cells{of_them}, about {total_s / 60:.1f} minutes")
+    about = f"{total_s / 60:.1f} minutes" if total_s >= 60 else f"{total_s:.0f} s"
+    console.print(f"{len(jobs.jobs)} cells{of_them}, about {about}")
     for name, reason in jobs.cannot_run.items():
         console.print(f"unsupported here: {escape(name)}: {escape(reason)}", soft_wrap=True)
     for name, reason in jobs.left_out.items():

@@ -91,7 +91,7 @@ def test_list_says_what_of_it_cannot_run() -> None:
     done = kvgauge(*asked, "--device", "cpu", "--list")
     assert "unsupported here: flash-attn: flash-attn needs a CUDA device" in done.stdout
     cells = [line for line in done.stdout.splitlines() if line.rstrip().endswith("unsupported")]
-    assert f"{len(cells)} cells, {len(cells)} of them unsupported here, about 0.0" in done.stdout
+    assert f"{len(cells)} cells, {len(cells)} of them unsupported here, about 0 s" in done.stdout
     assert cells
 
 

@@ -252,6 +252,7 @@ def test_what_is_measured_by_name_alone_can_run_where_it_is_named() -> None:
     asked = {"suites": ("decode",), "kv_formats": ("fp16",), "think_tokens": (40,)}
     named = jobs.list_jobs(jobs.Options(**asked, backends=("flex-attention",)), "cpu")  # type: ignore[arg-type]
     assert "name it" not in str(named.cannot_run | named.left_out)
+    assert not named.left_out  # nothing else was asked for
     plain = jobs.list_jobs(jobs.Options(**asked), "cpu")  # type: ignore[arg-type]
     assert "flex-attention" in plain.left_out
 

@@ -59,13 +59,15 @@ class Decode:
         return tuple(name for name in BACKENDS if _timed(name))
 
     def missing(self, device_kind: str, named: Collection[str] = ()) -> dict[str, str]:
-        """Backends that this machine cannot run, and of those measured by name alone the unnamed."""
+        """Backends that this machine cannot run, of the named ones where some are named; and where none
+        are, those measured by name alone.
+        """
         device = torch.device(device_kind)
         by_name = BY_NAME_ON_CPU if device_kind == "cpu" else {}
         reasons = {
             name: b.available(device) or (None if name in named else by_name.get(name))
             for name, b in BACKENDS.items()
-            if _timed(name)
+            if _timed(name) and (not named or name in named)
         }
         return {name: reason for name, reason in reasons.items() if reason is not None}
 
