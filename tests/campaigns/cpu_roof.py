@@ -45,7 +45,7 @@ FORMATS = (
 IN_PAGES = ("fp16", "int8", "int4")
 LINES = (("cpu", "fp16"), ("cpu", "int8"), ("cpu", "int4"))
 WITHOUT_MEMORY = """\
-What a step's instructions cost where memory costs nothing: every row of K and of V is one and the same row,
+What a step's instructions cost where memory costs nothing: all rows of a head are one row of K and one of V,
 which the first-level cache holds; scales and zeros are read as they lie. All is per token of 8 heads, at
 32,768 tokens. `from memory` is the usual step in the same rounds; `at best`, the speed over the first from
 memory if memory cost nothing. `products alone` is what the multiply-adds or integer dot products take at the
@@ -180,7 +180,7 @@ def products_s(backend: str, fmt: str) -> float | None:
 
 
 def without_memory(label: str, backend: str, fmt: str, depth: int) -> Case:
-    """As `case`, of one row of K and one of V that stand for all."""
+    """As `case`, where a head has one row of K and one of V, which stand for all."""
     view = random_layer(fmt, depth)
     first = {name: getattr(view, name)[:, :, :1].expand(getattr(view, name).shape) for name in "kv"}
     q = torch.randn(1, 32, 128).to(PLAIN_DTYPE.get(fmt, torch.bfloat16))
@@ -224,11 +224,18 @@ def main() -> None:
         "--level", choices=("portable", "avx2", "avx512"), help="of kernels and probe"
     )
     given = parser.parse_args()
+    if given.rounds < 1:
+        parser.error(f"--rounds {given.rounds}: at least 1")
+    if not given.out.parent.is_dir():
+        parser.error(f"--out {given.out}: there is no folder {given.out.parent}")
     module = native()
     if module is None or probe.why_not() is not None:
         raise SystemExit(str(probe.why_not()))
     if given.level is not None:
-        module.force_level(given.level)
+        try:
+            module.force_level(given.level)
+        except ValueError as why:
+            parser.error(f"--level {given.level}: {why}")
     device = CpuDevice()
     read = make_probe(device).read_bytes_per_s
     parts: list[str] = []
@@ -237,7 +244,9 @@ def main() -> None:
     parts += ["\n## Time against depth\n", *depth_table(given.rounds, read)]
     parts += ["\n## Without memory\n", WITHOUT_MEMORY, *instruction_table(given.rounds, read)]
     parts += ["\n## Beside torch, 32,768 tokens\n", *torch_table(max(5, given.rounds // 10), read)]
-    again = f" --level {given.level} --out {given.out}" if given.level else ""
+    again = f" --level {given.level}" if given.level else ""
+    if given.out != parser.get_default("out"):
+        again += f" --out {given.out}"
     revision, dirty = git_state()
     changed = " with changes" if dirty else ""
     given.out.write_text(f"""# The CPU kernels at the memory roof

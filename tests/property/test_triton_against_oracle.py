@@ -27,7 +27,6 @@ from kvgauge_kernels.triton.configs import PACKED_DIMS, PACKED_GROUPS
 from triton_for_tests import (
     INSIDE,
     TritonCase,
-    before_a_wall,
     filling,
     inside,
     needs_triton,
@@ -35,6 +34,7 @@ from triton_for_tests import (
     one_case,
     triton_cases,
 )
+from walls_for_tests import before_a_wall
 
 pytestmark = [needs_triton, new_interpreter]
 TRITON = BACKENDS["triton"]

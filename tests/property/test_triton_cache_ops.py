@@ -20,7 +20,8 @@ from kvgauge_kernels.cache_ops import append, copy_pages, keep
 from kvgauge_kernels.mla import latent_view
 from kvgauge_kernels.quantize import quantize
 from kvgauge_kernels.triton import configs
-from triton_for_tests import before_a_wall, inside, needs_triton, new_interpreter
+from triton_for_tests import inside, needs_triton, new_interpreter
+from walls_for_tests import before_a_wall
 
 pytestmark = [needs_triton, new_interpreter, inside]
 FORMATS = [

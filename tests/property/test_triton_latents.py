@@ -21,12 +21,12 @@ from kvgauge_kernels.triton.launch import Processor
 from parts_for_tests import cut
 from triton_for_tests import (
     TritonCase,
-    before_a_wall,
     inside,
     needs_triton,
     new_interpreter,
     one_latent_case,
 )
+from walls_for_tests import before_a_wall
 
 pytestmark = [needs_triton, new_interpreter, inside]
 TRITON = TritonBackend()

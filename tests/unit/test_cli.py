@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -93,6 +94,10 @@ def test_list_says_what_of_it_cannot_run() -> None:
     cells = [line for line in done.stdout.splitlines() if line.rstrip().endswith("unsupported")]
     assert f"{len(cells)} cells, {len(cells)} of them unsupported here, about 0 s" in done.stdout
     assert cells
+    longer = kvgauge(
+        "run", "--profile", "standard", "--suite", "decode", "--device", "cpu", "--list"
+    )
+    assert re.search(r"\d cells, about \d+\.\d minutes\n", longer.stdout)
 
 
 def test_help_and_version() -> None:

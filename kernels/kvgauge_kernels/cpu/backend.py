@@ -38,7 +38,8 @@ class CpuBackend:
     1e-4), in `cpu-q8` to 8 bits (about 1e-2), which is faster; with AVX2 `cpu` gives weights 15 bits.
     Those errors are for like-sized numbers: one step serves a whole head, so a number that stands out, in
     the query or in a channel of K, costs the others their precision (up to 1e-3 and 2e-1:
-    results/cpu_error.md). Where there are no integer kernels `cpu` computes in fp32: with AVX2 those are
+    results/cpu_error.md); and for queries of about that size, as an error of a score grows with the score.
+    Where there are no integer kernels `cpu` computes in fp32: with AVX2 those are
     for int8, and for int4 and int2 rows and groups of whole 16 bytes, but not for K per channel.
     Memory past a sequence's length, and pages that no sequence uses, may hold anything.
 
