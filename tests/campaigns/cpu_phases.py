@@ -4,10 +4,11 @@ PYTHONPATH=bench:kernels:reports:tests python -m campaigns.cpu_phases [--runs N]
 Needs: a C++ compiler, and the native kernels built (for the rates of the probe).
 
 The second-level cache of one core holds K and V of 512 tokens of one head, to which 4 query heads of 128
-elements belong. All is ns a token: the least of 2,000 times each, the median over so many runs of the
-program, which is compiled from the kernels' own sources. `whole` is the kernel over those tokens, with its
-beginning and end (the query rounded, sums put in order), which the phases leave out; `products alone` what
-its multiply-adds or integer dot products take at the rate that the probe finds for one core.
+elements belong. All is ns a token of that head on that core (8 heads on two cores take four times as long):
+the least of 2,000 times each, the median over so many runs of the program, which is compiled from the
+kernels' own sources. `whole` is the kernel over those tokens, with its beginning and end (the query rounded,
+sums put in order), which the phases leave out; `products alone` what its multiply-adds or integer dot
+products take at the rate that the probe finds for one core.
 """
 
 from __future__ import annotations

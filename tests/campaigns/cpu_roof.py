@@ -5,7 +5,9 @@ PYTHONPATH=bench:kernels:reports:tests python -m campaigns.cpu_roof [--rounds N]
 One layer of 32 query heads, 8 K/V heads and a head_dim of 128, batch 1. In each round every case is timed
 once, each right after a reading of the bandwidth that also flushes the caches, so that all see the same
 states of the machine. Ratios are formed within a round; the tables give their medians, apart for rounds in
-which the two cores were near each other and far (`ping_pong_ns`).
+which the two cores were near each other and far (`ping_pong_ns`). Each table has rounds of its own, minutes
+from the others', and the machine does not give the same all the time: compare within a table. What a
+backend does not read with these instructions has no row.
 """
 
 from __future__ import annotations
