@@ -123,6 +123,7 @@ def list_jobs(options: Options, device_kind: str) -> Jobs:
     # A model or a depth named twice is one cell.
     jobs = list({job.plan.cell.cell_id: job for job in jobs}.values())
     _check_backends(options.backends, jobs)
+    left_out |= _unread(options, jobs)
     if options.page_sizes:
         left_out |= _without_pages(jobs)
         if not options.kv_formats:
@@ -196,6 +197,17 @@ def _check_backend_names(backends: tuple[str, ...], table: Iterable[Suite]) -> N
                 f"unknown backend '{short(name)}': {hint or 'one of'} "
                 + (f"({', '.join(known)})" if hint else ", ".join(known))
             )
+
+
+def _unread(options: Options, jobs: Sequence[Job]) -> dict[str, str]:
+    """Of the backends and the formats that were named, the pairs without a cell."""
+    used = {(job.plan.cell.backend, job.plan.cell.kv_format) for job in jobs}
+    return {
+        f"{backend} of {fmt}": f"it reads {', '.join(sorted(BACKENDS[backend].formats))} alone"
+        for backend in options.backends
+        for fmt in (kv_format(name).name for name in options.kv_formats)
+        if backend in BACKENDS and (backend, fmt) not in used
+    }
 
 
 def _without_pages(jobs: Sequence[Job]) -> dict[str, str]:

@@ -257,6 +257,19 @@ def test_what_is_measured_by_name_alone_can_run_where_it_is_named() -> None:
     assert "flex-attention" in plain.left_out
 
 
+def test_a_backend_that_does_not_read_a_format_is_said_where_both_were_named() -> None:
+    asked = {
+        "suites": ("decode",),
+        "think_tokens": (40,),
+        "backends": ("reference", "dequant+sdpa"),
+    }
+    both = jobs.list_jobs(jobs.Options(**asked, kv_formats=("fp16", "int4")), "cpu")  # type: ignore[arg-type]
+    assert both.left_out["dequant+sdpa of fp16"].startswith("it reads fp8_e4m3, ")
+    assert [*both.left_out] == ["dequant+sdpa of fp16"]
+    one = jobs.list_jobs(jobs.Options(**asked, kv_formats=("int4",)), "cpu")  # type: ignore[arg-type]
+    assert not one.left_out
+
+
 def test_a_suite_without_a_fitting_cell_is_said() -> None:
     listed = jobs.list_jobs(jobs.Options(think_tokens=(10,)), "cpu")
     assert {job.suite.name for job in listed.jobs} == {"footprint", "decode"}
