@@ -102,7 +102,7 @@ def job_rows(jobs: Jobs) -> list[dict[str, Any]]:
 
 def print_jobs(jobs: Jobs) -> None:
     """`--list`."""
-    table = Table("cell", "what", "KV bytes", "", "estimated", box=None)
+    table = Table("cell", "what", "KV bytes held", "", "estimated", box=None)
     cannot, total_s = 0, 0.0
     for job, row in zip(jobs.jobs, job_rows(jobs), strict=True):
         runs = job.plan.cell.backend not in jobs.cannot_run
