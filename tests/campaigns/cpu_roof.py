@@ -28,7 +28,7 @@ from kvgauge.devices.cpu import CpuDevice
 from kvgauge.devices.probe import make_probe
 from kvgauge.measure.stats import median
 from kvgauge.store.provenance import git_state
-from kvgauge_kernels import BACKENDS
+from kvgauge_kernels import BACKENDS, KVView
 from kvgauge_kernels.cpu import probe
 from kvgauge_kernels.cpu.native_module import native
 from kvgauge_kernels.stored import PLAIN_DTYPE
@@ -48,11 +48,11 @@ IN_PAGES = ("fp16", "int8", "int4")
 LINES = (("cpu", "fp16"), ("cpu", "int8"), ("cpu", "int4"))
 WITHOUT_MEMORY = """\
 What a step's instructions cost where memory costs nothing: all rows of a head are one row of K and one of V,
-which the first-level cache holds; scales and zeros are read as they lie. All is per token of 8 heads, at
-32,768 tokens. `from memory` is the usual step in the same rounds; `at best`, the speed over the first from
-memory if memory cost nothing. `products alone` is what the multiply-adds or integer dot products take at the
-rates that the probe finds for them, before the rounds (of bf16 with AVX-512 half are dot products, which it
-does not know).
+or all pages one page; scales and zeros of a cache in one piece are read as they lie. All is per token of 8
+heads, at 32,768 tokens. `from memory` is the usual step in the same rounds; `at best`, the speed over the
+first from memory if memory cost nothing. `products alone` is what the multiply-adds or integer dot products
+take at the rates that the probe finds for them, before the rounds (of bf16 with AVX-512 half are dot
+products, which it does not know).
 """
 OF_TORCH = ("eager", "sdpa-math", "sdpa-flash", "dequant+sdpa")
 
@@ -181,23 +181,35 @@ def products_s(backend: str, fmt: str) -> float | None:
     return rate and 2 * 2 * 32 * 128 / rate
 
 
-def without_memory(label: str, backend: str, fmt: str, depth: int) -> Case:
-    """As `case`, where a head has one row of K and one of V, which stand for all."""
-    view = random_layer(fmt, depth)
-    first = {name: getattr(view, name)[:, :, :1].expand(getattr(view, name).shape) for name in "kv"}
-    q = torch.randn(1, 32, 128).to(PLAIN_DTYPE.get(fmt, torch.bfloat16))
-    return Case(label, partial(BACKENDS[backend].decode, q, replace(view, **first)), 0)
+def without_memory(full: KVView) -> KVView:
+    """A head's rows are one row of K and one of V, which stand for all; of a cache in pages, one page."""
+    if full.block_table is not None:
+        return replace(full, block_table=torch.zeros_like(full.block_table))
+    return replace(
+        full, k=full.k[:, :, :1].expand(full.k.shape), v=full.v[:, :, :1].expand(full.v.shape)
+    )
 
 
 def instruction_table(rounds: int, read: Callable[[], float]) -> list[str]:
     """What the instructions alone cost, beside the same step from memory."""
     lines = ["| case | ns | from memory, ns | at best | products alone, ns |",
              "|---|---|---|---|---|"]  # fmt: skip
-    depth = 32768
-    named = [each for each in FORMATS if able(*each)]
-    alone_s = [products_s(*each) for each in named]
-    usual = [case(f"`{backend}` {fmt}", backend, fmt, depth) for backend, fmt in named]
-    bare = [without_memory(each.label, *at, depth) for each, at in zip(usual, named, strict=True)]
+    depth, pages = 32768, "pages in order"
+    named = [
+        (name, fmt, layout)
+        for name, fmt in FORMATS
+        if able(name, fmt)
+        for layout in (("contiguous", pages) if fmt in IN_PAGES else ("contiguous",))
+    ]
+    alone_s = [products_s(name, fmt) for name, fmt, _ in named]
+    usual: list[Case] = []
+    bare: list[Case] = []
+    for backend, fmt, layout in named:
+        view = random_layer(fmt, depth, layout)
+        label = f"`{backend}` {fmt}" + (f", {layout}" if layout == pages else "")
+        q = torch.randn(1, 32, 128).to(PLAIN_DTYPE.get(fmt, torch.bfloat16))
+        for cases, which in ((usual, view), (bare, without_memory(view))):
+            cases.append(Case(label, partial(BACKENDS[backend].decode, q, which), held_bytes(view)))
     measure([each for pair in zip(usual, bare, strict=True) for each in pair], rounds, read)
     for full, each, of_products_s in zip(usual, bare, alone_s, strict=True):
         ns, from_memory = (median(x.times_s) / depth * 1e9 for x in (each, full))
