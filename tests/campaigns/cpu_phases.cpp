@@ -10,6 +10,7 @@
 
 #if LEVEL == 512
 #include "attend_avx512.cpp"
+#include "attend_packed_avx512.cpp"
 #else
 #include "attend_avx2.cpp"
 #endif

@@ -9,11 +9,6 @@
 namespace kvgauge {
 namespace {
 
-template <int Dim>
-Kernels int8_kernels() {
-  return {attend<Avx2, Integers<Avx2, WordKeysAvx2<Dim>, WordValuesAvx2<8, Dim>>>, finish<Avx2>};
-}
-
 // int4 and int2, with the query and the weights in Bytes bytes.
 template <int Bits, int RowBytes, int Bytes>
 using PackedAvx2 =
@@ -43,15 +38,15 @@ bool whole_pieces(const Problem& p) {
 }  // namespace
 
 Kernels kernels_avx2(const Problem& p) {
-  if (p.k_group_tokens) return plain_kernels<Avx2>(p);
-  if (p.format == Format::int4 && whole_pieces(p)) return packed_kernels<4>(p);
-  if (p.format == Format::int2 && whole_pieces(p)) return packed_kernels<2>(p);
-  if (p.format == Format::int8) {
-    if (p.k_dim == 64 && p.v_dim == 64) return int8_kernels<64>();
-    if (p.k_dim == 128 && p.v_dim == 128) return int8_kernels<128>();
-    return int8_kernels<0>();
-  }
-  return plain_kernels<Avx2>(p);
+  if (p.k_group_tokens) return plain_packed_kernels<Avx2, true>(p);
+  if (is_grouped(p.format) && !whole_pieces(p)) return plain_packed_kernels<Avx2, false>(p);
+  if (p.format == Format::int4) return packed_kernels<4>(p);
+  if (p.format == Format::int2) return packed_kernels<2>(p);
+  if (p.format == Format::int8)
+    return for_head_dims(p, [](auto dim) -> Kernels {
+      return {attend<Avx2, Integers<Avx2, WordKeysAvx2<dim()>, WordValuesAvx2<8, dim()>>>, finish<Avx2>};
+    });
+  return float_kernels<Avx2>(p);
 }
 
 }  // namespace kvgauge

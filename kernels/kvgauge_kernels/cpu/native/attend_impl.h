@@ -217,34 +217,42 @@ void finish(const Problem& p, int64_t sequence, int64_t head, Parts parts, int64
   }
 }
 
-template <class Isa, int KDim, int VDim>
-Kernels plain_kernels_of(const Problem& p) {
-  switch (p.format) {
-    case Format::fp32: return {attend<Isa, Plain<Isa, Format::fp32, KDim, VDim>>, finish<Isa>};
-    case Format::fp16: return {attend<Isa, Plain<Isa, Format::fp16, KDim, VDim>>, finish<Isa>};
-    case Format::bf16: return {attend<Isa, Plain<Isa, Format::bf16, KDim, VDim>>, finish<Isa>};
-    case Format::int4: return {attend<Isa, Plain<Isa, Format::int4, KDim, VDim>>, finish<Isa>};
-    case Format::int2: return {attend<Isa, Plain<Isa, Format::int2, KDim, VDim>>, finish<Isa>};
-    case Format::fp8_e4m3: return {attend<Isa, Plain<Isa, Format::fp8_e4m3, KDim, VDim>>, finish<Isa>};
-    case Format::fp8_e5m2: return {attend<Isa, Plain<Isa, Format::fp8_e5m2, KDim, VDim>>, finish<Isa>};
-    default: return {attend<Isa, Plain<Isa, Format::int8, KDim, VDim>>, finish<Isa>};
-  }
+// Head dims that are known when this is compiled, or 0.
+template <class Do>
+Kernels for_head_dims(const Problem& p, Do kernels_of) {
+  if (p.k_dim == 128 && p.v_dim == 128) return kernels_of(std::integral_constant<int, 128>());
+  if (p.k_dim == 64 && p.v_dim == 64) return kernels_of(std::integral_constant<int, 64>());
+  return kernels_of(std::integral_constant<int, 0>());
 }
 
-// K per channel: int4 and int2.
-template <class Isa, int Dim>
-Kernels channel_kernels_of(const Problem& p) {
-  if (p.format == Format::int4) return {attend<Isa, Plain<Isa, Format::int4, Dim, Dim, true>>, finish<Isa>};
-  return {attend<Isa, Plain<Isa, Format::int2, Dim, Dim, true>>, finish<Isa>};
-}
-
-template <class Isa>
+template <class Isa, Format F>
 Kernels plain_kernels(const Problem& p) {
-  if (p.k_group_tokens)
-    return p.k_dim == 128 && p.v_dim == 128 ? channel_kernels_of<Isa, 128>(p) : channel_kernels_of<Isa, 0>(p);
-  if (p.k_dim == 128 && p.v_dim == 128) return plain_kernels_of<Isa, 128, 128>(p);
-  if (p.k_dim == 64 && p.v_dim == 64) return plain_kernels_of<Isa, 64, 64>(p);
-  return plain_kernels_of<Isa, 0, 0>(p);
+  return for_head_dims(p, [](auto dim) -> Kernels { return {attend<Isa, Plain<Isa, F, dim(), dim()>>, finish<Isa>}; });
+}
+
+// K per channel, or with groups that a level's own arithmetic does not read: int4 and int2.
+template <class Isa, bool ByChannel>
+Kernels plain_packed_kernels(const Problem& p) {
+  const bool usual = p.k_dim == 128 && p.v_dim == 128;
+  if (p.format == Format::int4)
+    return {usual ? attend<Isa, Plain<Isa, Format::int4, 128, 128, ByChannel>>
+                  : attend<Isa, Plain<Isa, Format::int4, 0, 0, ByChannel>>,
+            finish<Isa>};
+  return {usual ? attend<Isa, Plain<Isa, Format::int2, 128, 128, ByChannel>>
+                : attend<Isa, Plain<Isa, Format::int2, 0, 0, ByChannel>>,
+          finish<Isa>};
+}
+
+// Floating point, for all levels. What a level has for integers it names itself: the rest would only be compiled.
+template <class Isa>
+Kernels float_kernels(const Problem& p) {
+  switch (p.format) {
+    case Format::fp32: return plain_kernels<Isa, Format::fp32>(p);
+    case Format::fp16: return plain_kernels<Isa, Format::fp16>(p);
+    case Format::bf16: return plain_kernels<Isa, Format::bf16>(p);
+    case Format::fp8_e4m3: return plain_kernels<Isa, Format::fp8_e4m3>(p);
+    default: return plain_kernels<Isa, Format::fp8_e5m2>(p);
+  }
 }
 
 }  // namespace

@@ -134,7 +134,10 @@ struct Portable {
 }  // namespace
 
 Kernels kernels_portable(const Problem& p) {
-  return plain_kernels<Portable>(p);
+  if (p.k_group_tokens) return plain_packed_kernels<Portable, true>(p);
+  if (is_grouped(p.format)) return plain_packed_kernels<Portable, false>(p);
+  if (p.format == Format::int8) return plain_kernels<Portable, Format::int8>(p);
+  return float_kernels<Portable>(p);
 }
 
 }  // namespace kvgauge

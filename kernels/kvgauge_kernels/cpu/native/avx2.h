@@ -48,6 +48,7 @@ struct Avx2 {
       const __m128i nan = _mm_and_si128(_mm_add_epi16(half, _mm_set1_epi16(0x80)), _mm_set1_epi16(0x4000));
       return _mm256_mul_ps(_mm256_cvtph_ps(_mm_or_si128(half, nan)), set(256.0f));
     } else {
+      static_assert(F == Format::fp16 || F == Format::bf16);
       const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
       if constexpr (F == Format::fp16) return _mm256_cvtph_ps(x);
       return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));

@@ -1,4 +1,4 @@
-// The instructions of AVX-512 (F, BW, DQ, VL) as the kernels name them. Only for attend_avx512.cpp.
+// The instructions of AVX-512 (F, BW, DQ, VL) as the kernels name them. Only for *_avx512.cpp.
 #pragma once
 
 #include <immintrin.h>

@@ -1,4 +1,4 @@
-// int4 and int2 caches in integer arithmetic: queries and K. Only for attend_avx512.cpp.
+// int4 and int2 caches in integer arithmetic: queries and K. Only for attend_packed_avx512.cpp.
 #pragma once
 
 #include "packed_row_avx512.h"
