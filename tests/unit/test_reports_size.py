@@ -30,24 +30,21 @@ def renamed(run: Run, names: list[tuple[str, str]]) -> Run:
     return Run(replace(run.manifest, cells=tuple(r.cell_id for r in records)), records)
 
 
-def summed_up_s(many: int) -> float:
-    """Half of `many` records under names of their own, half under one name and shapes of their own."""
-    names = [(f"model {i}", "shape") for i in range(many // 2)]
-    names += [("same", f"the same shape {i}") for i in range(many // 2)]
-    run, started = renamed(make_run(), names), time.process_time()
-    assert len(six_lines(run)) == 6
-    document = make_document([run])
-    took_s = time.process_time() - started
-    rows = [row for table in document.sections[0].tables for g in table.groups for row in g.rows]
-    assert len(rows) == len({row.anchor for row in rows}) == many
-    return took_s
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:constrained_layout")
-def test_eight_times_the_models_take_at_most_eight_times_as_long() -> None:
-    # Some 3 times, with what is done once; looking at every pair takes minutes.
-    assert summed_up_s(MANY) < 8 * summed_up_s(MANY // 8)
+def test_twenty_thousand_models_are_summed_up_in_seconds() -> None:
+    for names in (
+        [(f"model {i}", "shape") for i in range(MANY)],
+        [("same", f"the same shape {i}") for i in range(MANY)],
+    ):
+        run, started = renamed(make_run(), names), time.process_time()
+        assert len(six_lines(run)) == 6
+        document = make_document([run])
+        assert time.process_time() - started < 60  # some 7; looking at every pair takes minutes
+        rows = [
+            row for table in document.sections[0].tables for g in table.groups for row in g.rows
+        ]
+        assert len(rows) == len({row.anchor for row in rows}) == MANY
 
 
 def test_names_and_anchors_that_meet_are_numbered() -> None:
