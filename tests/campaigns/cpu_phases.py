@@ -96,6 +96,10 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path("results/cpu_phases.md"))
     given = parser.parse_args()
+    if given.runs < 1:
+        parser.error(f"--runs {given.runs}: at least 1")
+    if not given.out.parent.is_dir():
+        parser.error(f"--out {given.out}: there is no folder {given.out.parent}")
     module = native()
     if module is None:
         raise SystemExit(str(probe.why_not()))
