@@ -202,11 +202,12 @@ def _check_backend_names(backends: tuple[str, ...], table: Iterable[Suite]) -> N
 def _unread(options: Options, jobs: Sequence[Job]) -> dict[str, str]:
     """Of the backends and the formats that were named, the pairs without a cell."""
     used = {(job.plan.cell.backend, job.plan.cell.kv_format) for job in jobs}
+    reads = {name: f"it reads {', '.join(sorted(b.formats))} alone" for name, b in BACKENDS.items()}
     return {
-        f"{backend} of {fmt}": f"it reads {', '.join(sorted(BACKENDS[backend].formats))} alone"
+        f"{backend} of {fmt}": reads.get(backend, "its suite does not compute in this format")
         for backend in options.backends
         for fmt in (kv_format(name).name for name in options.kv_formats)
-        if backend in BACKENDS and (backend, fmt) not in used
+        if (backend, fmt) not in used
     }
 
 

@@ -22,6 +22,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
+from campaigns.arguments import count, page
 from kvgauge.devices.cpu import CpuDevice
 from kvgauge.measure.stats import median
 from kvgauge.store.provenance import git_state
@@ -45,17 +46,20 @@ OPERATIONS = 2 * 2 * 4 * 128
 
 def times(level: str, runs: int) -> dict[str, dict[str, float]]:
     """case -> phase -> ns a token."""
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    asked = os.environ.get("CXX", "c++")
+    compiler = shutil.which(asked)
     if compiler is None:
-        raise SystemExit("needs a C++ compiler")
+        raise SystemExit(f"needs a C++ compiler: there is no command {asked!r} (CXX names another)")
     found: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "cpu_phases"
-        subprocess.run(
+        compiled = subprocess.run(
             [compiler, "-std=c++17", "-O3", "-w", "-fno-math-errno", "-fno-trapping-math", *FLAGS[level],
              f"-I{SOURCE}", str(ROOT / "tests" / "campaigns" / "cpu_phases.cpp"), "-o", str(program)],
-            check=True,
+            check=False,
         )  # fmt: skip
+        if compiled.returncode:
+            raise SystemExit(f"{compiler} could not compile cpu_phases.cpp (above)")
         for _ in range(runs):
             told = subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout
             for line in told.splitlines():
@@ -93,13 +97,9 @@ def table(level: str, runs: int) -> list[str]:
 def main() -> None:
     """Measure at each level that this CPU has, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=Path("results/cpu_phases.md"))
+    parser.add_argument("--runs", type=count, default=7)
+    parser.add_argument("--out", type=page, default="results/cpu_phases.md")
     given = parser.parse_args()
-    if given.runs < 1:
-        parser.error(f"--runs {given.runs}: at least 1")
-    if not given.out.parent.is_dir():
-        parser.error(f"--out {given.out}: there is no folder {given.out.parent}")
     module = native()
     if module is None:
         raise SystemExit(str(probe.why_not()))

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from campaigns.arguments import count, page
 from kernels_for_tests import held_bytes, random_layer
 from kvgauge.devices.cpu import CpuDevice
 from kvgauge.devices.probe import make_probe
@@ -232,16 +233,12 @@ def torch_table(rounds: int, read: Callable[[], float]) -> list[str]:
 def main() -> None:
     """Measure, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--out", type=Path, default=Path("results/cpu_roof.md"))
+    parser.add_argument("--rounds", type=count, default=60)
+    parser.add_argument("--out", type=page, default="results/cpu_roof.md")
     parser.add_argument(
         "--level", choices=("portable", "avx2", "avx512"), help="of kernels and probe"
     )
     given = parser.parse_args()
-    if given.rounds < 1:
-        parser.error(f"--rounds {given.rounds}: at least 1")
-    if not given.out.parent.is_dir():
-        parser.error(f"--out {given.out}: there is no folder {given.out.parent}")
     module = native()
     if module is None or probe.why_not() is not None:
         raise SystemExit(str(probe.why_not()))
@@ -259,7 +256,7 @@ def main() -> None:
     parts += ["\n## Without memory\n", WITHOUT_MEMORY, *instruction_table(given.rounds, read)]
     parts += ["\n## Beside torch, 32,768 tokens\n", *torch_table(max(5, given.rounds // 10), read)]
     again = f" --level {given.level}" if given.level else ""
-    if given.out != parser.get_default("out"):
+    if given.out != Path(parser.get_default("out")):
         again += f" --out {given.out}"
     revision, dirty = git_state()
     changed = " with changes" if dirty else ""

@@ -268,6 +268,8 @@ def test_a_backend_that_does_not_read_a_format_is_said_where_both_were_named() -
     assert [*both.left_out] == ["dequant+sdpa of fp16"]
     one = jobs.list_jobs(jobs.Options(**asked, kv_formats=("int4",)), "cpu")  # type: ignore[arg-type]
     assert not one.left_out
+    model = jobs.Options(suites=("model",), backends=("hf-sdpa",), kv_formats=("fp32", "int8"))
+    assert [*jobs.list_jobs(model, "cpu").left_out] == ["hf-sdpa of int8"]
 
 
 def test_a_suite_without_a_fitting_cell_is_said() -> None:
